@@ -1,0 +1,1 @@
+"""State to disk and back: safetensors only, atomic, verified finite."""

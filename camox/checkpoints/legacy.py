@@ -1,0 +1,90 @@
+"""Reads checkpoints of other programs (.pth, .pt, .bin) without running what they carry.
+
+A pickle can run any code when it is loaded. torch's restricted unpickler builds tensors and plain containers
+only and refuses the rest; nothing here ever turns it off. camox itself writes safetensors.
+"""
+
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from camox.errors import CheckpointError
+
+# Best scores are often pickled as NumPy scalars. Rebuilding one runs no code of the file's.
+_NUMPY_DTYPES = [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "?")]
+
+
+def read_legacy(path: str | Path) -> dict[str, torch.Tensor]:
+    """All tensors in a file of `torch.save`, on the host, by dotted name (`model.stem.weight`, …).
+
+    Zip files (torch >= 1.6) are mapped, so that only tensors looked at are read. Raises CheckpointError if
+    the file is no such file, holds no tensors, or would run code: the message names what was refused.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_numpy_scalars()):
+            warnings.simplefilter("ignore")  # what matters about the file ends up in the error below
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    # A damaged pickle makes the unpickler raise nearly any exception there is.
+    except Exception as error:
+        raise _refusal(path, error) from error
+    tensors = dict(_flatten(content, ""))
+    if not tensors:
+        raise CheckpointError(f"{path}: holds no tensors: not a checkpoint")
+    return tensors
+
+
+def bytes_of(tensor: torch.Tensor) -> NDArray[np.uint8]:
+    """The raw bytes of a tensor's numbers (of a sparse one: its stored values), not copied where possible."""
+    if tensor.layout != torch.strided:
+        tensor = tensor.coalesce().values() if tensor.layout == torch.sparse_coo else tensor.values()
+    return tensor.contiguous().resolve_conj().resolve_neg().reshape(-1).view(torch.uint8).numpy()
+
+
+def _numpy_scalars() -> list[Any]:
+    scalar = np.float64(0).__reduce__()[0]
+    # Pickles of NumPy 1 know the function under its old module's name.
+    return [
+        (scalar, "numpy.core.multiarray.scalar"),
+        (scalar, "numpy._core.multiarray.scalar"),
+        np.dtype,
+        *_NUMPY_DTYPES,
+    ]
+
+
+def _refusal(path: Path, error: Exception) -> CheckpointError:
+    text = str(error)
+    refused = re.search(r"GLOBAL ([\w.]+)|(?:class|function) ([\w.]+\.[\w.]+)", text)
+    if isinstance(error, pickle.UnpicklingError) and refused:
+        return CheckpointError(
+            f"{path}: refused: loading this pickle would run {refused[1] or refused[2]}, which is no part of "
+            "a tensor. Nothing was run. If you trust the file, save its weights as safetensors with the "
+            "program that wrote it."
+        )
+    # torch wraps the reason into advice on how to switch its protection off; only the reason is passed on.
+    reason = text.split("WeightsUnpickler error:")[-1].strip().split("\n")[0].split(". ")[0][:200]
+    return CheckpointError(
+        f"{path}: not a readable torch checkpoint: {reason or type(error).__name__}. "
+        "Fetch the file again or take another checkpoint."
+    )
+
+
+def _flatten(value: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(value, torch.Tensor):
+        yield name or "tensor", value.detach()
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _flatten(item, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _flatten(item, f"{name}.{index}" if name else str(index))

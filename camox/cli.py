@@ -1,0 +1,209 @@
+"""The verbs of the `camox` command: they parse, call, and turn errors into messages and exit codes.
+
+Nothing here imports torch before a verb needs it: help, schema and inspection answer at once.
+"""
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+import camox
+from camox.errors import CamoxError
+from camox.tracking.console import Console
+
+Weights = Literal["auto", "raw", "ema"]
+ProtocolName = Literal["camox", "pysod"]
+
+app = typer.Typer(
+    name="camox",
+    help="Train, score and use models for camouflaged-object detection.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_Model = Annotated[Path, typer.Argument(metavar="CHECKPOINT_OR_RUN", help="A checkpoint, or a run's folder.")]
+_Weights = Annotated[
+    Weights, typer.Option(help="Raw or EMA weights; auto takes those that scored better on held-out data.")
+]
+_ImageSize = Annotated[
+    int | None,
+    typer.Option(min=32, help="Size in pixels at which the model sees images; by default the one of training."),
+]
+_Protocol = Annotated[ProtocolName, typer.Option(help="How maps become scores; pysod equals pysodmetrics.")]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command with `arguments` (default: those of the process) and give its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    # Cut off before parsing: afterwards the launcher's options could not be told from overrides.
+    cut = given.index("--") if given[:1] == ["train"] and "--" in given else len(given)
+    try:
+        app(args=given[:cut], prog_name="camox", obj=tuple(given[cut + 1 :]))
+    except CamoxError as error:
+        if os.environ.get("CAMOX_DEBUG") == "1":
+            traceback.print_exc()
+        Console().error(str(error))
+        return error.exit_code
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0
+    return 0
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"camox {camox.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog="Example: `camox train experiments/quickstart.toml optimizer.lr=1e-3 -- --num_processes 2`")
+def train(
+    context: typer.Context,
+    experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT.toml", help="The experiment to run.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[TABLE.KEY=VALUE]...", help="Values in place of the file's.")
+    ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|latest|PATH",
+            help="Go on from a checkpoint: auto starts afresh where there is none, latest does not.",
+        ),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(metavar="DIR", help="In place of experiment.output.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Say what would be trained, and train nothing.")] = False,
+) -> None:
+    """Train an experiment by `accelerate launch`.
+
+    Options after `--` go to the launcher. Exit codes: 0 done; 2 configuration or data wrong, nothing trained;
+    3 stopped by a guard; 4 stopped early after saving: go on with `--resume auto`.
+    """
+    from camox.experiment import Experiment
+
+    loaded = Experiment.load(experiment, overrides or [], output)
+    if check:
+        from camox.training.trainer import check as check_experiment
+
+        check_experiment(loaded)
+        return
+    from camox.training.launcher import launch
+
+    arguments = [str(experiment), *(overrides or [])]
+    arguments += ["--resume", resume] if resume is not None else []
+    arguments += ["--output", str(output)] if output is not None else []
+    raise typer.Exit(launch(arguments, context.obj or (), loaded.run_folder))
+
+
+@app.command(epilog="Example: `camox evaluate runs/quickstart --data NC4K=data/NC4K --out scores`")
+def evaluate(
+    model: _Model,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=PATH",
+            help="Data to score on: COD10K, or a folder with one of images and one of masks. May be repeated. By "
+            "default the experiment's test data, else what its checkpoints were selected on.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder for the scores [default: RUN/evaluation].")
+    ] = None,
+    weights: _Weights = "auto",
+    batch_size: Annotated[int, typer.Option(min=1, help="Images that the model sees at once.")] = 8,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that load images.")] = 2,
+    protocol: _Protocol = "camox",
+    image_size: _ImageSize = None,
+) -> None:
+    """Score a checkpoint on images with ground truth."""
+    folders = _named_folders(data or [])
+    from camox.inference.evaluation import evaluate as evaluate_checkpoint
+
+    evaluate_checkpoint(model, folders, out, weights, batch_size, workers, protocol, image_size)
+
+
+@app.command(epilog="Example: `camox score --pred maps/NC4K --gt data/NC4K/GT --protocol pysod`")
+def score(
+    pred: Annotated[Path, typer.Option(metavar="DIR", help="Prediction maps, greyscale images 0 … 255.")],
+    gt: Annotated[Path, typer.Option(metavar="DIR", help="Ground truths of the same names.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder for the scores; without it they are only printed.")
+    ] = None,
+    protocol: _Protocol = "camox",
+    workers: Annotated[int, typer.Option(min=1, help="Processes that share the images.")] = 1,
+) -> None:
+    """Score anyone's prediction maps."""
+    from camox.inference.results import report
+    from camox.measures.protocol import get_protocol
+    from camox.measures.scoring import score_folder
+
+    console = Console()
+    scores = score_folder(pred, gt, protocol, workers)
+    for notice in scores.notices:
+        console.warning(notice)
+    described = get_protocol(protocol).as_dict() | {"predictions": str(pred), "truths": str(gt)}
+    report({pred.resolve().name: (scores.summary, scores.results)}, described, out, console)
+
+
+@app.command(epilog="Example: `camox predict runs/quickstart photos --out masks --overlay`")
+def predict(
+    model: _Model,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="Image files, or folders of images.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the masks.")],
+    overlay: Annotated[bool, typer.Option("--overlay", help="Also write images with the object outlined.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images that the model sees at once.")] = 1,
+    weights: _Weights = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that are there already.")] = False,
+    image_size: _ImageSize = None,
+) -> None:
+    """Write a mask for every image: a PNG of its size, 255 where the model is sure of an object."""
+    from camox.inference.predictor import predict as predict_images
+
+    predict_images(model, images, out, overlay, batch_size, weights, overwrite, image_size)
+
+
+@app.command(
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []},
+)
+def inspect(context: typer.Context) -> None:
+    """Say whether checkpoints are finite and undamaged. Example: `camox inspect runs/quickstart --last-clean`"""
+    from camox.checkpoints.inspection import main as inspect_checkpoints
+
+    raise typer.Exit(inspect_checkpoints(context.args, program="camox inspect"))
+
+
+@app.command(epilog="Example: `camox schema > experiments/schema.json`")
+def schema() -> None:
+    """Print the JSON schema of an experiment file, for editors."""
+    from camox.experiment import json_schema
+
+    typer.echo(json.dumps(json_schema(), indent=2))
+
+
+def _named_folders(given: Sequence[str]) -> dict[str, Path]:
+    folders: dict[str, Path] = {}
+    for text in given:
+        name, _, path = text.partition("=")
+        if not name or not path:
+            raise typer.BadParameter(f"{text!r} is not NAME=PATH, such as NC4K=data/NC4K", param_hint="--data")
+        if name in folders:
+            raise typer.BadParameter(f"{name} is given twice", param_hint="--data")
+        folders[name] = Path(path)
+    return folders

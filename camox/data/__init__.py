@@ -1,0 +1,1 @@
+"""Files become batches: layouts, decoding, augmentation, loading, and synthetic habitats."""

@@ -1,0 +1,200 @@
+"""Files become arrays: images to uint8 RGB, masks to {0, 1}, damaged files to a `DataError` naming them."""
+
+import io
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from camox.errors import DataError
+
+# What Pillow's readers raise on damaged files, depending on the format and on the damaged place.
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, struct.error)
+_EXIF_ORIENTATION = 0x0112
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says before its pixels: stored size in pixels and EXIF orientation (1 to 8)."""
+
+    width: int
+    height: int
+    orientation: int
+
+    @property
+    def stored(self) -> tuple[int, int]:
+        """(width, height) of the pixels as stored."""
+        return self.width, self.height
+
+    @property
+    def upright(self) -> tuple[int, int]:
+        """(width, height) once the EXIF orientation is applied."""
+        return (self.height, self.width) if self.orientation >= 5 else (self.width, self.height)
+
+
+def read_header(path: Path) -> Header:
+    """Size and orientation of an image file without decoding it (0.05 ms). Raises `DataError`."""
+    try:
+        with Image.open(path) as image:
+            return Header(image.width, image.height, _orientation(image))
+    except (*_DAMAGE, Image.DecompressionBombError) as error:
+        raise _unreadable(path, error) from error
+
+
+def read_image(path: Path, apply_orientation: bool = True) -> np.ndarray:
+    """Decode an image file to uint8 [H, W, 3], RGB.
+
+    Grey, palette and CMYK images become RGB, 16-bit levels are divided by 256, alpha is dropped (the colours
+    below it stay). EXIF orientation is applied unless `apply_orientation` is False. Raises `DataError` naming
+    the file when it is missing, empty, no image, truncated, or has floating-point pixels.
+    """
+    data = _read_bytes(path)
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            orientation = _orientation(image)
+            pixels = _rgb(image, data, path)
+    except (*_DAMAGE, Image.DecompressionBombError) as error:
+        raise _unreadable(path, error) from error
+    return _oriented(pixels, orientation) if apply_orientation else pixels
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """Decode a mask file to uint8 [H, W] in {0, 1}; 1 is the object.
+
+    The level of a pixel is its grey value or, in a colour or palette mask, its largest channel; transparent
+    pixels count as 0. Where the file has levels above 128, the object is what exceeds 128 (the convention of
+    the field's measures; a 1 or 2 beside 255 is background). Where it has none, its levels are labels (0
+    background; 1, 2, … objects) and the object is what exceeds 0. 16-bit levels above 255 are scaled to 8
+    bits first. EXIF orientation is applied. Raises `DataError` as `read_image` does.
+    """
+    data = _read_bytes(path)
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            orientation = _orientation(image)
+            levels = _levels(image, data, path)
+    except (*_DAMAGE, Image.DecompressionBombError) as error:
+        raise _unreadable(path, error) from error
+    threshold = 128 if levels.max() > 128 else 0
+    return _oriented((levels > threshold).astype(np.uint8), orientation)
+
+
+def _rgb(image: Image.Image, data: bytes, path: Path) -> np.ndarray:
+    if image.format == "JPEG" and image.mode in ("RGB", "L"):
+        return _decode_jpeg(data, path)
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        grey = (_integer_levels(image) >> 8).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    _reject_float(image, path)
+    return np.array(image.convert("RGB"))
+
+
+def _levels(image: Image.Image, data: bytes, path: Path) -> np.ndarray:
+    """Levels of a mask as uint8 [H, W]."""
+    if image.format == "JPEG" and image.mode in ("RGB", "L"):
+        return _decode_jpeg(data, path).max(axis=2)
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        levels = _integer_levels(image)
+        return (levels // 257 if levels.max() > 255 else levels).astype(np.uint8)
+    _reject_float(image, path)
+    if image.has_transparency_data:
+        rgba = np.array(image.convert("RGBA"))
+        levels = rgba[:, :, :3].max(axis=2)
+        levels[rgba[:, :, 3] < 128] = 0
+        return levels
+    if image.mode in ("1", "L"):
+        return np.array(image.convert("L"))
+    return np.array(image.convert("RGB")).max(axis=2)
+
+
+def _integer_levels(image: Image.Image) -> np.ndarray:
+    """Pixels of a 16-bit grey image as int64 [H, W] in [0, 65535]."""
+    return np.clip(np.array(image).astype(np.int64), 0, 65535)
+
+
+def _reject_float(image: Image.Image, path: Path) -> None:
+    if image.mode == "F":
+        raise DataError(
+            f"{path}: has floating-point pixels, whose range is not known: save it with 8 or 16 bits"
+        )
+
+
+def _decode_jpeg(data: bytes, path: Path) -> np.ndarray:
+    # OpenCV decodes a JPEG in less than half of Pillow's time, but fills what a truncated file lacks with
+    # grey and says so on stderr only.
+    if not _jpeg_is_complete(data):
+        raise DataError(
+            f"{path}: the JPEG is truncated (its end marker is missing): copy or download it again"
+        )
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        raise _unreadable(path, error) from error
+    if pixels is None:
+        raise DataError(f"{path}: the JPEG is damaged and cannot be decoded: copy or download it again")
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+
+
+def _jpeg_is_complete(data: bytes) -> bool:
+    """Whether an end-of-image marker follows the first scan.
+
+    The segments before the scan are skipped by their lengths, because an EXIF thumbnail is a JPEG of its own;
+    in the scan itself FF D9 cannot occur (FF is followed by a stuffed 00).
+    """
+    position = 2
+    while position + 4 <= len(data):
+        if data[position] != 0xFF:
+            return False
+        marker = data[position + 1]
+        if marker == 0xFF:  # fill byte
+            position += 1
+            continue
+        if marker == 0xDA:
+            return data.find(b"\xff\xd9", position) >= 0
+        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    return False
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 where there is none or where the EXIF block is damaged, as image viewers do."""
+    try:
+        value = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except _DAMAGE:
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _oriented(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn stored pixels [H, W, ...] upright (EXIF 2.32, tag 0x0112)."""
+    if orientation >= 5:
+        pixels = np.swapaxes(pixels, 0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if not data:
+        raise DataError(f"{path}: the file is empty (0 bytes): copy or download it again")
+    return data
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    if isinstance(error, FileNotFoundError):
+        return DataError(f"{path}: no such file")
+    if isinstance(error, Image.DecompressionBombError):
+        return DataError(f"{path}: has too many pixels to be a photograph ({error}): make it smaller")
+    if isinstance(error, Image.UnidentifiedImageError):
+        empty = Path(path).is_file() and Path(path).stat().st_size == 0
+        what = "the file is empty (0 bytes)" if empty else "not an image of a known format"
+        return DataError(f"{path}: {what}: copy or download it again, or remove it")
+    return DataError(f"{path}: cannot be read ({error}): copy or download it again")

@@ -1,0 +1,241 @@
+"""Where samples come from: folders of image and mask files, synthetic habitats, parts and unions of these."""
+
+import zlib
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, Protocol
+
+import numpy as np
+
+from camox.data import layouts
+from camox.data.decoding import read_image, read_mask
+from camox.errors import DataError
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image with its truth, at native size.
+
+    `image` is uint8 [H, W, 3] in RGB order, `mask` uint8 [H, W] with values in {0, 1}; `name` identifies the
+    sample within its source and `group` (super-class, habitat, subfolder or "") is what splits stratify by.
+    """
+
+    name: str
+    group: str
+    image: np.ndarray
+    mask: np.ndarray
+
+
+class Samples(Protocol):
+    """A sequence of samples whose names and groups are known without reading a file."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Name of every sample."""
+
+    @property
+    def groups(self) -> Sequence[str]:
+        """Group of every sample."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Sample: ...
+
+
+class Source(Samples, Protocol):
+    """Samples that know what they are called in tables and what was left out when they were opened.
+
+    `source[i]` raises `DataError` naming the file when sample i cannot be read.
+    """
+
+    @property
+    def label(self) -> str:
+        """Name of the dataset in tables and messages."""
+
+    @property
+    def notices(self) -> Sequence[str]:
+        """One line for each thing the user must be told, such as a count of images left out."""
+
+
+class PairedFiles:
+    """Image and mask files of one layout, decoded when asked for."""
+
+    def __init__(self, layout: layouts.Layout, label: str):
+        self.label = label
+        self.notices: Sequence[str] = layout.notices
+        self.pairs = layout.pairs
+        self.names: Sequence[str] = [pair.name for pair in layout.pairs]
+        self.groups: Sequence[str] = [pair.group for pair in layout.pairs]
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> Sample:
+        pair = self.pairs[index]
+        image = read_image(pair.image, apply_orientation=pair.apply_orientation)
+        mask = read_mask(pair.mask)
+        if image.shape[:2] != mask.shape:
+            raise DataError(
+                f"{pair.mask}: the mask is {mask.shape[1]}x{mask.shape[0]} but its image {pair.image} is "
+                f"{image.shape[1]}x{image.shape[0]}; the files changed since they were checked: start again"
+            )
+        return Sample(pair.name, pair.group, image, mask)
+
+
+class Concatenation:
+    """Several sources one after the other."""
+
+    def __init__(self, parts: Sequence[Samples], label: str, notices: Sequence[str] = ()):
+        self.label = label
+        self.notices = notices
+        self.parts = list(parts)
+        self.names: Sequence[str] = [name for part in self.parts for name in part.names]
+        self.groups: Sequence[str] = [group for part in self.parts for group in part.groups]
+        self._ends = list(accumulate(len(part) for part in self.parts))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        part = bisect_right(self._ends, index)
+        start = self._ends[part - 1] if part else 0
+        return self.parts[part][index - start]
+
+
+class Subset:
+    """The samples of `source` at `indices`, in that order."""
+
+    def __init__(self, source: Source, indices: Sequence[int]):
+        self.source = source
+        self.indices = list(indices)
+        self.label = source.label
+        self.notices = source.notices
+        self.names: Sequence[str] = [source.names[i] for i in self.indices]
+        self.groups: Sequence[str] = [source.groups[i] for i in self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.source[self.indices[index]]
+
+
+_KEYS = {
+    "cod10k": {"layout", "path", "split", "non_camouflaged", "name"},
+    "folder": {"layout", "images", "masks", "name"},
+    "habitats": {"synthetic", "count", "seed", "size", "kinds", "empty", "tiny", "name"},
+}
+_REQUIRED = {"cod10k": {"path"}, "folder": {"images", "masks"}, "habitats": {"count"}}
+
+
+def open_source(specification: Mapping[str, Any], split: str = "train") -> Source:
+    """Open the dataset that `specification` describes; no pixel is decoded yet.
+
+    It is one of `{layout="cod10k", path, split?, non_camouflaged?}`, `{layout="folder", images, masks}` and
+    `{synthetic="habitats", count, seed?, size?, kinds?, empty?, tiny?}`, each with an optional `name`, which
+    becomes the label. A key whose value is None counts as not given. `split` ("train" or "test") holds where
+    the specification has none. Raises `DataError` when the dataset is missing, incomplete or of another form.
+    """
+    given = {key: value for key, value in specification.items() if value is not None}
+    kind = given.get("layout", given.get("synthetic"))
+    if kind not in _KEYS:
+        raise DataError(
+            f'a data source is of an unknown form: {dict(specification)}; use layout = "cod10k" with path, '
+            f'layout = "folder" with images and masks, or synthetic = "habitats" with count'
+        )
+    if unknown := sorted(given.keys() - _KEYS[kind]):
+        raise DataError(f"data source {kind}: unknown {', '.join(unknown)}; it takes {_listed(_KEYS[kind])}")
+    if missing := sorted(_REQUIRED[kind] - given.keys()):
+        raise DataError(
+            f"data source {kind}: {', '.join(missing)} is missing; it takes {_listed(_KEYS[kind])}"
+        )
+
+    label = str(given.pop("name", kind))
+    if kind == "habitats":
+        from camox.data.habitats import Habitats
+
+        arguments = {key: value for key, value in given.items() if key != "synthetic"}
+        return Concatenation([Habitats(**arguments)], label)
+    arguments = {key: value for key, value in given.items() if key != "layout"}
+    if kind == "folder":
+        return PairedFiles(layouts.folder(**arguments), label)
+    return PairedFiles(layouts.cod10k(**{"split": split, **arguments}), label)
+
+
+def open_sources(specifications: Sequence[Mapping[str, Any]], split: str = "train") -> Source:
+    """Open every specification (see `open_source`) and put the sources one after the other.
+
+    The label joins the labels with " + "; notices carry the label they belong to.
+    """
+    sources = [open_source(specification, split) for specification in specifications]
+    if len(sources) == 1:
+        return sources[0]
+    notices = [f"{source.label}: {notice}" for source in sources for notice in source.notices]
+    return Concatenation(sources, " + ".join(source.label for source in sources), notices)
+
+
+def open_training_sources(
+    train: Sequence[Mapping[str, Any]], val: Sequence[Mapping[str, Any]], val_fraction: float, seed: int
+) -> tuple[Source | Subset, Source | Subset]:
+    """Open what is trained on and what is held out from it for validation and selection.
+
+    With `val` specifications those are the held-out samples and all of `train` is trained on; without, a part
+    `val_fraction` of `train` is held out by `held_out_split`. Raises `DataError` as these do.
+    """
+    source = open_sources(train)
+    if val:
+        return source, open_sources(val)
+    kept, held_out = held_out_split(source.groups, val_fraction, seed)
+    return Subset(source, kept), Subset(source, held_out)
+
+
+def held_out_split(groups: Sequence[str], fraction: float, seed: int) -> tuple[list[int], list[int]]:
+    """Split sample indices into (training, held out), stratified by group.
+
+    `fraction` in (0, 1) of all samples is held out, shared among the groups in proportion to their sizes
+    (largest remainders first). Every group of two or more samples keeps at least one for training, and both
+    parts have at least one sample. The same arguments give the same split on every machine. Both lists
+    ascend. Raises `DataError` when there are fewer than two samples or the fraction is out of range.
+    """
+    if not 0 < fraction < 1:
+        raise DataError(f"val_fraction is {fraction}: a part between 0 and 1 (such as 0.1) can be held out")
+    if len(groups) < 2:
+        raise DataError(
+            f"{len(groups)} training sample(s) cannot be split into training and held-out parts: "
+            f"give more samples or separate validation data"
+        )
+    members: dict[str, list[int]] = {}
+    for index, group in enumerate(groups):
+        members.setdefault(group, []).append(index)
+
+    shares = _shares({group: len(indices) for group, indices in members.items()}, fraction)
+    held_out: list[int] = []
+    for group, indices in members.items():
+        # Seeded per group, so that another dataset added to the run leaves this group's order as it was.
+        generator = np.random.default_rng([seed, zlib.crc32(group.encode())])
+        held_out += (indices[i] for i in generator.permutation(len(indices))[: shares[group]])
+    held = set(held_out)
+    return [index for index in range(len(groups)) if index not in held], sorted(held)
+
+
+def _shares(sizes: dict[str, int], fraction: float) -> dict[str, int]:
+    """How many samples each group gives to the held-out part, by the method of largest remainders."""
+    total = sum(sizes.values())
+    most = {group: max(size - 1, 1) for group, size in sizes.items()}
+    wanted = min(max(round(fraction * total), 1), total - 1, sum(most.values()))
+    shares = {group: min(int(fraction * size), most[group]) for group, size in sizes.items()}
+    # Large groups win ties: a lone sample teaches more than it measures.
+    order = sorted(sizes, key=lambda g: (shares[g] - fraction * sizes[g], -sizes[g], g))
+    while (lacking := wanted - sum(shares.values())) > 0:
+        open_groups = [group for group in order if shares[group] < most[group]]
+        for group in open_groups[:lacking]:
+            shares[group] += 1
+    return shares
+
+
+def _listed(keys: set[str]) -> str:
+    return ", ".join(sorted(keys))

@@ -1,0 +1,233 @@
+"""Combinations of settings that cannot work, and those that work but hardly as meant.
+
+Every rule reads tables that are valid by themselves. A rule about several tables is left out while one of
+them is not valid, and so is a finding about a key that is itself wrong.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from camox.experiment.lines import KeyPath
+from camox.experiment.problems import Problem, listed, quoted
+
+if TYPE_CHECKING:
+    from camox.experiment.experiment import Experiment
+    from camox.experiment.schema import (
+        Checkpoints,
+        Ema,
+        Loss,
+        Model,
+        Optimizer,
+        Phase,
+        Precision,
+        Schedule,
+        Validation,
+    )
+    from camox.experiment.sources import Data
+
+Problems = Iterator[Problem]
+
+
+def combinations(tables: Mapping[str, Any], wrong: Sequence[KeyPath] = ()) -> list[Problem]:
+    """Return what is impossible about valid tables, given by name; `wrong` are keys known to be wrong."""
+    rules: tuple[tuple[tuple[str, ...], Callable[..., Problems]], ...] = (
+        (("data",), _validation_data),
+        (("data",), _habitats),
+        (("model",), _experts),
+        (("model",), _load_band),
+        (("loss",), _some_loss),
+        (("phases",), _phase_names),
+        (("phases",), _frozen_parts),
+        (("optimizer", "schedule", "phases"), _end_of_cosine),
+        (("precision",), _loss_scale),
+        (("checkpoints", "validation"), _monitor),
+        (("validation",), _measures),
+    )
+    found = [
+        problem
+        for names, rule in rules
+        if all(name in tables for name in names)
+        for problem in rule(*(tables[name] for name in names))
+    ]
+    return [problem for problem in found if not _depends_on(problem, wrong)]
+
+
+def _depends_on(problem: Problem, wrong: Sequence[KeyPath]) -> bool:
+    reads = (problem.path, *problem.reads)
+    return any(read[: len(path)] == path[: len(read)] for read in reads for path in wrong if path)
+
+
+def warnings(experiment: "Experiment") -> tuple[str, ...]:
+    """Return remarks on a valid experiment, as far as its file alone can tell. Nothing here depends on the
+    devices."""
+    return (
+        *_warm_up_too_long(experiment.schedule, experiment.phases),
+        *_random_backbone_never_trained(experiment.model, experiment.phases),
+        *_average_too_slow(experiment),
+        *_too_few_images(experiment),
+    )
+
+
+def _validation_data(data: "Data") -> Problems:
+    reads = (("data", "val"),)
+    if data.val and data.val_fraction > 0:
+        message = "val_fraction and val exclude each other: remove val_fraction, or set it to 0"
+        yield Problem(("data", "val_fraction"), message, reads=reads)
+    if not data.val and data.val_fraction == 0:
+        message = "val_fraction = 0 leaves nothing to validate on: give val, or a fraction such as 0.1"
+        yield Problem(("data", "val_fraction"), message, reads=reads)
+
+
+def _habitats(data: "Data") -> Problems:
+    for name in ("train", "val", "test"):
+        for index, source in enumerate(getattr(data, name)):
+            path = ("data", name, index)
+            kinds = getattr(source, "kinds", ())
+            yield from _duplicates((*path, "kinds"), kinds)
+            if kinds and source.empty + source.tiny > 1:
+                shares = f"empty = {source.empty} and tiny = {source.tiny}"
+                message = f"{shares} are shares of the same images: together at most 1"
+                yield Problem((*path, "tiny"), message, reads=((*path, "empty"),))
+
+
+def _experts(model: "Model") -> Problems:
+    moe = model.moe
+    yield from _duplicates(("model", "moe", "experts"), moe.experts)
+    yield from _duplicates(("model", "moe", "scales"), moe.scales)
+    if moe.top_k > len(moe.experts):
+        message = f"top_k = {moe.top_k} exceeds the {len(moe.experts)} of experts: lower top_k or add experts"
+        yield Problem(("model", "moe", "top_k"), message, reads=(("model", "moe", "experts"),))
+
+
+def _load_band(model: "Model") -> Problems:
+    low, high = model.moe.balance.band
+    if not (0 <= low <= 1 <= high and low < high):
+        wanted = "a lowest and a highest load around the equal share 1, such as [0.5, 2.0]"
+        message = f"band = [{low}, {high}] must be {wanted}"
+        yield Problem(("model", "moe", "balance", "band"), message)
+
+
+def _some_loss(loss: "Loss") -> Problems:
+    weights = loss.model_dump()
+    if not any(weights.values()):
+        reads = tuple(("loss", name) for name in weights)
+        yield Problem(("loss",), "all weights are 0: give at least structure a weight, such as 1.0", reads=reads)
+
+
+def _phase_names(phases: Sequence["Phase"]) -> Problems:
+    first: dict[str, int] = {}
+    for index, phase in enumerate(phases):
+        earlier = first.setdefault(phase.name, index)
+        if earlier != index:
+            message = "another phase has this name already: rename one of them"
+            yield Problem(("phases", index, "name"), message, reads=(("phases", earlier, "name"),))
+
+
+def _frozen_parts(phases: Sequence["Phase"]) -> Problems:
+    for index, phase in enumerate(phases):
+        yield from _duplicates(("phases", index, "freeze"), phase.freeze)
+
+
+def _end_of_cosine(optimizer: "Optimizer", schedule: "Schedule", phases: Sequence["Phase"]) -> Problems:
+    if schedule.name != "cosine":
+        return
+    reads: tuple[KeyPath, ...] = (("schedule", "name"), ("schedule", "min_lr"))
+    remedy = f"is below schedule.min_lr = {schedule.min_lr}, where the cosine ends: lower min_lr or raise lr"
+    uses_default = any(phase.lr is None for phase in phases)
+    if uses_default and schedule.min_lr > optimizer.lr:
+        yield Problem(("optimizer", "lr"), f"lr = {optimizer.lr} {remedy}", reads=reads)
+    for index, phase in enumerate(phases):
+        if phase.lr is not None and schedule.min_lr > phase.lr:
+            yield Problem(("phases", index, "lr"), f"lr = {phase.lr} {remedy}", reads=reads)
+
+
+def _loss_scale(precision: "Precision") -> Problems:
+    if precision.min_scale > precision.init_scale:
+        scales = f"init_scale = {precision.init_scale} is below min_scale = {precision.min_scale}"
+        message = f"{scales}, so the run would stop at once: raise init_scale"
+        yield Problem(("precision", "init_scale"), message, reads=(("precision", "min_scale"),))
+
+
+def _monitor(checkpoints: "Checkpoints", validation: "Validation") -> Problems:
+    if checkpoints.monitor not in validation.measures:
+        message = (
+            f'monitor = "{checkpoints.monitor}" is not measured: add it to validation.measures, '
+            f"or monitor one of {listed(dict.fromkeys(validation.measures))}"
+        )
+        yield Problem(("checkpoints", "monitor"), message, reads=(("validation", "measures"),))
+
+
+def _measures(validation: "Validation") -> Problems:
+    yield from _duplicates(("validation", "measures"), validation.measures)
+
+
+def _duplicates(path: KeyPath, values: Sequence[Any]) -> Problems:
+    repeated = dict.fromkeys(value for value in values if values.count(value) > 1)
+    for value in repeated:
+        yield Problem(path, f"{path[-1]} names {quoted(value)} more than once: name it once")
+
+
+def _warm_up_too_long(schedule: "Schedule", phases: Sequence["Phase"]) -> Iterator[str]:
+    epochs = sum(phase.epochs for phase in phases)
+    if schedule.warmup_epochs >= epochs:
+        yield (
+            f"schedule.warmup_epochs = {schedule.warmup_epochs} is no less than the run's {epochs} epochs: "
+            "the learning rate never leaves its warm-up; shorten it"
+        )
+
+
+def _random_backbone_never_trained(model: "Model", phases: Sequence["Phase"]) -> Iterator[str]:
+    is_random = not model.pretrained and model.weights is None
+    if is_random and all("backbone" in phase.freeze for phase in phases):
+        yield (
+            "the backbone starts from random weights and is frozen in every phase: "
+            "set model.pretrained or model.weights, or do not freeze it"
+        )
+
+
+def _average_too_slow(experiment: "Experiment") -> Iterator[str]:
+    """The average of an unfinished half-life is mostly the untrained weights; with warm-up it is not."""
+    ema: Ema = experiment.ema
+    steps = steps_on_one_device(experiment)
+    if not ema.enabled or ema.warmup or ema.decay == 0 or steps is None:
+        return
+    half_life = math.log(0.5) / math.log(ema.decay)
+    if half_life > steps:
+        yield (
+            f"ema.decay = {ema.decay} has a half-life of {half_life:.0f} steps, but the run at most {steps}: "
+            "the average would be mostly untrained weights; lower ema.decay or set ema.warmup = true"
+        )
+
+
+def _too_few_images(experiment: "Experiment") -> Iterator[str]:
+    images = training_images(experiment)
+    if images is None:
+        return
+    for phase in experiment.phases_resolved():
+        effective = phase.batch_size * phase.accumulate
+        if effective > images:
+            yield (
+                f"phase {phase.name}: a step takes batch_size {phase.batch_size} × accumulate "
+                f"{phase.accumulate} = {effective} images, but there are only {images}; lower one of them"
+            )
+
+
+def training_images(experiment: "Experiment") -> int | None:
+    """Return the number of training images, or None where only the disk can tell."""
+    counts = [getattr(source, "count", None) for source in experiment.data.train]
+    known = [count for count in counts if count is not None]
+    if len(known) < len(counts):
+        return None
+    return round(sum(known) * (1 - experiment.data.val_fraction))
+
+
+def steps_on_one_device(experiment: "Experiment") -> int | None:
+    """Return the number of optimizer steps of the run on one device, or None where only the disk can tell."""
+    images = training_images(experiment)
+    if images is None:
+        return None
+    return sum(
+        phase.epochs * math.ceil(images / (phase.batch_size * phase.accumulate))
+        for phase in experiment.phases_resolved()
+    )

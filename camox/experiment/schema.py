@@ -1,0 +1,324 @@
+"""Every key of an experiment file, its default and its meaning. `[data]` has a file of its own, sources.py.
+
+There is no key without effect: one whose feature does not exist is unknown here.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from camox.experiment.table import Table
+
+Expert = Literal["texture", "edge", "contrast", "frequency", "attention", "semantic"]
+Measure = Literal[
+    "iou", "dice", "s_measure", "f_weighted", "f_max", "f_mean", "f_adaptive",
+    "e_max", "e_mean", "e_adaptive", "mae",
+]  # fmt: skip
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Weight = Annotated[float, Field(ge=0)]
+
+
+class Identity(Table):
+    """Name, seed and place of the run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    """Name of the run and of its folder: letters, digits, dot, underscore and hyphen."""
+
+    seed: int = Field(default=42, ge=0, lt=2**32)
+    """Seed of initial weights, data order, augmentation and dropout."""
+
+    output: str = Field(default="runs", min_length=1)
+    """Folder that holds the run's folder."""
+
+    deterministic: bool = False
+    """Ask for deterministic kernels, so that a run repeats bit by bit on the same machine. Costs speed on a
+    GPU."""
+
+    notes: str = ""
+    """Free text, kept with the run."""
+
+    tags: tuple[str, ...] = ()
+    """Words to find the run by in the tracker."""
+
+
+class Router(Table):
+    """How an image is assigned to experts. Computed in fp32."""
+
+    temperature: float = Field(default=1.0, gt=0)
+    """Divides the router's logits before they are limited; lower is more decided."""
+
+    logit_limit: float = Field(default=10.0, gt=0)
+    """Logits stay within ± this value, by a smooth tanh."""
+
+    noise: float = Field(default=1.0, ge=0)
+    """Standard deviation of the Gaussian noise added to logits for selection at the start of training."""
+
+    noise_fraction: float = Field(default=0.15, ge=0, le=1)
+    """Share of all steps over which the noise falls linearly to zero."""
+
+
+class Balance(Table):
+    """What keeps every expert in use."""
+
+    kind: Literal["band", "none"] = "band"
+    """With "band" experts whose load leaves `band` are helped and the load-balance loss is added; with "none"
+    neither is done."""
+
+    coefficient: float = Field(default=1e-3, ge=0)
+    """Weight of the load-balance loss once it is warmed up."""
+
+    coefficient_after_warmup: float | None = Field(default=None, ge=0)
+    """Weight of the load-balance loss after `warmup_epochs`, if it is to be another than `coefficient`."""
+
+    warmup_epochs: float = Field(default=5.0, ge=0)
+    """Epochs over which the weight of the load-balance loss rises linearly from zero."""
+
+    window_images: int = Field(default=512, ge=1)
+    """Half-life, in images, of the running load of each expert. A single batch says nothing about balance."""
+
+    band: tuple[float, float] = (0.5, 2.0)
+    """Loads that are left alone, lowest and highest, as multiples of the equal share; holds 1."""
+
+    bias_rate: float = Field(default=1e-2, ge=0)
+    """How far the selection bias of an expert outside `band` moves per 24 images and unit of distance."""
+
+    z_loss: float = Field(default=1e-4, ge=0)
+    """Weight of the squared log-partition of the router's logits, which keeps them small."""
+
+
+class MixtureOfExperts(Table):
+    """The experts that features pass through at each scale."""
+
+    mode: Literal["sparse", "dense"] = "sparse"
+    """With "sparse" an image passes through its `top_k` experts, with "dense" through all, weighted."""
+
+    experts: tuple[Expert, ...] = Field(
+        default=("texture", "edge", "contrast", "frequency", "attention", "semantic"), min_length=1
+    )
+    """Names of the experts, each once."""
+
+    top_k: int = Field(default=2, ge=1)
+    """Experts per image in "sparse" mode."""
+
+    scales: tuple[Literal[4, 8, 16, 32], ...] = Field(default=(4, 8, 16, 32), min_length=1)
+    """Strides of the feature maps that have experts, each once."""
+
+    dispatch: Literal["sorted", "masked"] = "sorted"
+    """With "sorted" each expert runs on its images only, for which one copy of the routing to the host is
+    waited for; with "masked" every expert runs on every image and nothing waits. The results are equal."""
+
+    router: Router = Router()
+    """How an image is assigned to experts."""
+
+    balance: Balance = Balance()
+    """What keeps every expert in use."""
+
+
+class Model(Table):
+    """The network."""
+
+    backbone: str = Field(default="edgenext_base", min_length=1)
+    """Name of a timm model with features at strides 4, 8, 16 and 32."""
+
+    pretrained: bool = True
+    """Start the backbone from timm's pretrained weights, downloaded on first use."""
+
+    weights: str | None = Field(default=None, min_length=1)
+    """Local safetensors file with the backbone's weights, used in place of a download."""
+
+    width: int = Field(default=128, ge=8, multiple_of=8)
+    """Channels of all feature maps behind the backbone."""
+
+    deep_supervision: bool = True
+    """Three more heads on decoder features, supervised in training."""
+
+    refinement_steps: int = Field(default=2, ge=0)
+    """Residual corrections of the logits at stride 4, each supervised."""
+
+    gradient_checkpointing: bool = False
+    """Compute expert activations again in the backward pass: less memory, more time."""
+
+    channels_last: bool = False
+    """Store feature maps as NHWC, which convolutions of a GPU in fp16 or bf16 prefer."""
+
+    moe: MixtureOfExperts = MixtureOfExperts()
+    """The experts that features pass through at each scale."""
+
+
+class Loss(Table):
+    """Weight of each term. Weights are normalised to sum to one, so only their ratios matter."""
+
+    structure: Weight = 1.0
+    """Weighted binary cross-entropy plus weighted IoU of the final logits."""
+
+    boundary: Weight = 0.5
+    """Predicted boundary against the mask's."""
+
+    uncertainty: Weight = 0.1
+    """Predicted variance of the boundary against its actual error."""
+
+    search: Weight = 0.3
+    """Search map at stride 32 against the mask."""
+
+    deep: Weight = 0.5
+    """Heads of deep supervision together, where the model has them."""
+
+    refinement: Weight = 0.5
+    """Refinement steps together, where the model has them."""
+
+
+class Optimizer(Table):
+    """How weights follow gradients."""
+
+    name: Literal["adamw"] = "adamw"
+    """The optimizer."""
+
+    lr: float = Field(default=8e-4, gt=0)
+    """Peak learning rate. Phases may set their own."""
+
+    weight_decay: float = Field(default=1e-4, ge=0)
+    """Decoupled weight decay; norms, biases and routers have none."""
+
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    """Decay of the running means of gradients and squared gradients."""
+
+    accumulate: int = Field(default=1, ge=1)
+    """Micro-batches per optimizer step. Phases may set their own."""
+
+    backbone_lr_mult: float = Field(default=1.0, gt=0)
+    """Multiplies the learning rate of the backbone. To freeze it, use a phase's `freeze`."""
+
+    router_lr_mult: float = Field(default=1.0, gt=0)
+    """Multiplies the learning rate of the routers."""
+
+    clip: float = Field(default=0.5, gt=0)
+    """Greatest norm of the gradient of everything but the routers."""
+
+    router_clip: float = Field(default=0.1, gt=0)
+    """Greatest norm of the gradient of the routers."""
+
+    fused: bool | None = None
+    """One fused kernel for all parameters. By default where the device is a GPU."""
+
+
+class Schedule(Table):
+    """How the learning rate moves within a phase."""
+
+    name: Literal["cosine", "constant"] = "cosine"
+    """Whether the rate falls from `lr` to `min_lr` along a cosine or stays at `lr`."""
+
+    warmup_epochs: float = Field(default=5.0, ge=0)
+    """Epochs over which the learning rate rises linearly at the start."""
+
+    min_lr: float = Field(default=1e-5, ge=0)
+    """Learning rate at the end of a cosine."""
+
+
+class Phase(Table):
+    """A part of the training with settings of its own; phases follow each other in the order of the file."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    """Name of the phase: letters, digits, underscore and hyphen."""
+
+    epochs: int = Field(ge=1)
+    """Passes over the training data."""
+
+    freeze: tuple[Literal["backbone"], ...] = ()
+    """Parts of the model that are not trained in this phase."""
+
+    batch_size: int | None = Field(default=None, ge=1)
+    """In place of `data.batch_size`."""
+
+    accumulate: int | None = Field(default=None, ge=1)
+    """In place of `optimizer.accumulate`."""
+
+    lr: float | None = Field(default=None, gt=0)
+    """In place of `optimizer.lr`."""
+
+    image_size: int | None = Field(default=None, ge=32)
+    """In place of `data.image_size`, for training."""
+
+
+class Precision(Table):
+    """Number format of forward and backward passes. Weights and losses are always fp32."""
+
+    dtype: Literal["auto", "fp16", "bf16", "fp32"] = "auto"
+    """With "auto" the launcher's `mixed_precision` if it sets one, else what the hardware does best."""
+
+    init_scale: float = Field(default=1024.0, gt=0)
+    """First scale of an fp16 loss."""
+
+    growth_interval: int = Field(default=200, ge=1)
+    """Steps without overflow after which the scale of an fp16 loss doubles."""
+
+    min_scale: float = Field(default=1.0, gt=0)
+    """A scale below this stops the run: the gradients are not finite at any scale."""
+
+
+class Ema(Table):
+    """Exponential moving average of the weights, kept and scored beside them."""
+
+    enabled: bool = True
+    """Whether to keep one."""
+
+    decay: float = Field(default=0.999, ge=0, lt=1)
+    """Share of the average that survives an optimizer step."""
+
+    warmup: bool = True
+    """Let the decay rise to its value from the first step on, so that a short run does not average noise."""
+
+
+class Stability(Table):
+    """When a run that goes wrong stops."""
+
+    max_skipped_steps: int = Field(default=20, ge=1)
+    """Steps skipped in a row, for gradients that are not finite, after which the run stops with exit code
+    3."""
+
+
+class Checkpoints(Table):
+    """What is saved and kept."""
+
+    every_epochs: int = Field(default=5, ge=1)
+    """Epochs between checkpoints; the last epoch always has one."""
+
+    keep_last: int = Field(default=3, ge=1)
+    """Newest checkpoints to keep."""
+
+    keep_best: int = Field(default=1, ge=0)
+    """Best checkpoints to keep besides."""
+
+    monitor: Measure = "s_measure"
+    """Measure that says which checkpoint is best; higher is better, except for "mae"."""
+
+
+class Validation(Table):
+    """How held-out data are scored."""
+
+    every_epochs: int = Field(default=1, ge=1)
+    """Epochs between validations; the last epoch always has one."""
+
+    measures: tuple[Measure, ...] = Field(
+        default=(
+            "iou", "dice", "s_measure", "f_weighted", "f_max", "f_mean", "f_adaptive",
+            "e_max", "e_mean", "e_adaptive", "mae",
+        ),
+        min_length=1,
+    )  # fmt: skip
+    """Measures to compute, each once; `checkpoints.monitor` is one of them."""
+
+
+class Tracking(Table):
+    """Where numbers go besides the console and the run's folder."""
+
+    log_every: int = Field(default=20, ge=1)
+    """Optimizer steps between logged numbers."""
+
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """Mode of Weights & Biases; "auto" is online where the user is logged in, else offline."""
+
+    project: str = Field(default="camox", min_length=1)
+    """Project in Weights & Biases."""
+
+    entity: str | None = Field(default=None, min_length=1)
+    """User or team in Weights & Biases; by default the user's own."""

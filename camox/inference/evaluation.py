@@ -1,0 +1,171 @@
+"""Scores of a model on images with ground truth: the loop that validation and `camox evaluate` share."""
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from camox.data.loading import EvalBatch, EvalSet, eval_loader
+from camox.errors import DataError
+from camox.inference.loaded_model import LoadedModel, Weights, load_model
+from camox.inference.predictor import Autocast, infer, require_finite
+from camox.inference.results import report
+from camox.inference.scored_data import ScoredData, default_data, named_data, selected_on
+from camox.measures.evaluator import Evaluator
+from camox.measures.protocol import Protocol, get_protocol
+from camox.models.camoxpert import CamoXpert, CamoXpertOutput
+from camox.tracking.console import Console
+
+_NOTES = {
+    "training": "the model was trained on these images: the scores say nothing about others",
+    "selection": "the checkpoint was selected on these images: the scores are optimistic",
+    "unknown": "whether the model was trained on these images is not known: the checkpoint has no experiment.toml",
+}
+
+
+@torch.no_grad()
+def evaluate_model(
+    model: CamoXpert,
+    loader: Iterable[EvalBatch],
+    evaluator: Evaluator,
+    device: torch.device | str,
+    autocast: Autocast = nullcontext,
+    observe: Callable[[CamoXpertOutput, EvalBatch], None] | None = None,
+) -> None:
+    """Add every image of `loader` to `evaluator`, by the model in eval mode; its mode is put back afterwards.
+
+    Args:
+        model: on `device`, not wrapped for several processes.
+        loader: batches of `data.loading.eval_loader`, in several processes a shard of the images each.
+        evaluator: takes the probability maps with the truths at native size.
+        device: where the model is.
+        autocast: gives the context of a forward pass, such as `accelerator.autocast`.
+        observe: sees the model's output of every batch, for a loss. No gradient is kept.
+
+    Raises:
+        DataError: an image or a mask cannot be read.
+        CheckpointError: the model gives NaN.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in loader:
+            if batch.problems:
+                raise DataError("\n".join(batch.problems))
+            output, probabilities = infer(model, batch.images, device, autocast)
+            require_finite(probabilities, batch.names)
+            if observe is not None:
+                observe(output, batch)
+            images = zip(batch.indices.tolist(), batch.names, batch.groups, batch.truths, strict=True)
+            for probability, (index, name, group, truth) in zip(probabilities, images, strict=True):
+                evaluator.add(index, name, group, probability, truth)
+    finally:
+        model.train(was_training)
+
+
+def evaluate(
+    path: str | Path,
+    data: Mapping[str, str | Path] | None = None,
+    out: str | Path | None = None,
+    weights: Weights = "auto",
+    batch_size: int = 8,
+    workers: int = 2,
+    protocol: str | Protocol = "camox",
+    image_size: int | None = None,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Score a checkpoint, in fp32, and write measures.json, per_image.csv, table.md and table.tex.
+
+    Args:
+        path: a checkpoint, or a run's folder (its `best`, else `latest`).
+        data: folders to score on, by the name they get in tables. By default the test data of the run's
+            experiment; without any, the data its checkpoints were selected on. Names of training and selection
+            data are marked as such.
+        out: folder for the files; by default `evaluation` in the run's folder.
+        weights: "raw", "ema", or "auto" for whichever scored better on held-out data.
+        batch_size: images that the model sees at once.
+        workers: processes that load images.
+        protocol: "camox" or "pysod", see `measures.protocol`.
+        image_size: size at which the model sees images; by default the one it was trained at.
+        console: where the table goes; standard output by default.
+
+    Returns:
+        What measures.json holds: `{"protocol": {...}, "datasets": {name: summary}}`. Beside the protocol's
+        own choices, "protocol" tells the checkpoint, its weights, what they were selected on, and the data.
+
+    Raises:
+        CheckpointError, ExperimentError: as `load_model`; also where there is no place for the files.
+        DataError: no data, data of no known layout, or an image or mask that cannot be read.
+    """
+    protocol, console = get_protocol(protocol), console or Console()
+    loaded = load_model(path, weights, image_size)
+    out = _destination(out, loaded)
+    scored = named_data(data, loaded.experiment) if data else default_data(loaded.experiment)
+    console.header(f"evaluate {loaded.checkpoint}", _header_rows(loaded, scored))
+    for one in scored:
+        for notice in one.source.notices:
+            console.warning(f"{one.name}: {notice}")
+        if one.used_for in _NOTES:
+            console.warning(f"{one.name}: {_NOTES[one.used_for]}")
+    evaluators = {one.name: _score(loaded, one, protocol, batch_size, workers) for one in scored}
+    datasets = {name: (evaluator.summary(), evaluator.results) for name, evaluator in evaluators.items()}
+    return report(datasets, _described(protocol, path, loaded, scored), out, console)
+
+
+def _score(loaded: LoadedModel, data: ScoredData, protocol: Protocol, batch_size: int, workers: int) -> Evaluator:
+    dataset = EvalSet(data.source, loaded.image_size)
+    pin_memory = loaded.device.type == "cuda"
+    loader = eval_loader(dataset, range(len(dataset)), batch_size, workers, pin_memory)
+    evaluator = Evaluator(protocol)
+    evaluate_model(loaded.model, loader, evaluator, loaded.device)
+    return evaluator
+
+
+def _destination(out: str | Path | None, loaded: LoadedModel) -> Path:
+    if out is None and loaded.run is None:
+        raise DataError(f"{loaded.checkpoint}: lies in no run's folder, which would take the scores: give --out")
+    folder = Path(out) if out is not None else loaded.run / "evaluation" if loaded.run else Path()
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{folder}: is a file: give a folder as --out")
+    return folder
+
+
+def _header_rows(loaded: LoadedModel, scored: list[ScoredData]) -> list[tuple[str, object]]:
+    return [
+        ("checkpoint", f"epoch {loaded.epoch}, step {loaded.step}"),
+        ("weights", loaded.reason),
+        ("device", loaded.device),
+        ("image size", loaded.image_size),
+        ("data", ", ".join(f"{one.name}: {len(one.source)} images" for one in scored)),
+    ]
+
+
+def _described(
+    protocol: Protocol, path: str | Path, loaded: LoadedModel, scored: list[ScoredData]
+) -> dict[str, object]:
+    """The protocol with all else that a score depends on."""
+    selection = selected_on(loaded.experiment) if loaded.experiment else "unknown: no experiment.toml"
+    return {
+        **protocol.as_dict(),
+        # The loader reads {0, 1} masks as labels under either protocol.
+        "label_masks": True,
+        "checkpoint": str(loaded.checkpoint),
+        "step": loaded.step,
+        "epoch": loaded.epoch,
+        "weights": loaded.weights,
+        "image_size": loaded.image_size,
+        "precision": "fp32",
+        "selected_on": {
+            "data": selection,
+            "monitor": loaded.monitor,
+            "checkpoint": "named" if _is_same(path, loaded.checkpoint) else "the run's best, else its latest",
+            "weights": loaded.reason,
+        },
+        "data": {one.name: one.as_dict() for one in scored},
+    }
+
+
+def _is_same(path: str | Path, checkpoint: Path) -> bool:
+    return Path(path).resolve() == checkpoint.resolve()

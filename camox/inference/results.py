@@ -1,0 +1,53 @@
+"""Scores of datasets to a table on the console and to files."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from camox.errors import DataError
+from camox.measures.tables import Datasets, write_scores
+from camox.tracking.console import Console
+
+# What fits into 80 columns; the files have every measure.
+_COLUMNS = {
+    "s_measure": "S",
+    "f_weighted": "wF",
+    "f_mean": "F mean",
+    "e_mean": "E mean",
+    "mae": "MAE",
+    "iou": "IoU",
+    "dice": "Dice",
+}
+
+
+def report(
+    datasets: Datasets, protocol: Mapping[str, object], out: str | Path | None, console: Console
+) -> dict[str, Any]:
+    """Print a table of the summaries and, given `out`, write the files of `write_scores` into it.
+
+    Gives what measures.json holds. Raises DataError where `out` cannot be written.
+    """
+    summaries = {name: summary for name, (summary, _) in datasets.items()}
+    title = f"protocol {protocol['name']}"
+    rows = [
+        [name, summary["count"], *(_cell(summary.get(measure)) for measure in _COLUMNS)]
+        for name, summary in summaries.items()
+    ]
+    console.table(title, ["dataset", "images", *_COLUMNS.values()], rows)
+    for name, summary in summaries.items():
+        if empty := summary["empty"]["count"]:
+            console.notice(
+                f"{name}: {empty} images without an object; an object is seen in "
+                f"{summary['empty']['false_positive_rate']:.1%} of them"
+            )
+    if out is not None:
+        try:
+            write_scores(out, datasets, protocol)
+        except OSError as error:
+            raise DataError(f"{out}: scores cannot be written ({error}): give another --out") from error
+        console.notice(f"measures.json, per_image.csv, table.md and table.tex are in {out}")
+    return {"protocol": dict(protocol), "datasets": summaries}
+
+
+def _cell(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"

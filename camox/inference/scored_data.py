@@ -1,0 +1,172 @@
+"""Which data a checkpoint is scored on, and what part they had in making it."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from camox.data.sources import Source, open_source, open_training_sources
+from camox.errors import DataError
+from camox.experiment import Experiment
+
+_IMAGE_FOLDERS = ("imgs", "image", "images", "im")
+_MASK_FOLDERS = ("gt", "gt_object", "mask", "masks")
+
+TRAINING = "training"
+SELECTION = "selection"
+TEST = "test"
+OTHER = "other"
+UNKNOWN = "unknown"
+
+# What is put behind a dataset's name, so that no table can hide it.
+_LABELS = {TRAINING: " (training images)", SELECTION: " (held out, selected on)"}
+
+
+@dataclass(frozen=True)
+class ScoredData:
+    """A dataset to score on.
+
+    `used_for`: "training" or "selection" (of the checkpoint and its weights), "test" (named so by the experiment,
+    used for neither), "other" (not named by the experiment) or "unknown" (no experiment to ask).
+    """
+
+    name: str
+    source: Source
+    used_for: str
+    origin: tuple[Mapping[str, Any], ...]
+    """The specifications it was opened from."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """What is stored with a result."""
+        origin = [dict(specification) for specification in self.origin]
+        return {"used_for": self.used_for, "images": len(self.source), "source": origin}
+
+
+def named_data(folders: Mapping[str, str | Path], experiment: Experiment | None) -> list[ScoredData]:
+    """Open the folders that a user names. Raises DataError for one that has no known layout."""
+    scored = []
+    for name, path in folders.items():
+        specification = {**_recognise(Path(path)), "name": name}
+        used_for = _used_for(specification, experiment)
+        source = open_source(specification, split="test")
+        scored.append(ScoredData(_labelled(name, used_for), source, used_for, (specification,)))
+    return scored
+
+
+def default_data(experiment: Experiment | None) -> list[ScoredData]:
+    """The experiment's test sources, each for itself; without any, what its checkpoints were selected on.
+
+    Raises DataError where there is neither.
+    """
+    if experiment is None:
+        raise DataError(
+            "no data to score on: the checkpoint has no experiment.toml two folders above, which would name its test "
+            "data; give --data NAME=PATH"
+        )
+    tests = [source.plain() for source in experiment.data.test]
+    if not tests:
+        return [_selection_data(experiment)]
+    scored = []
+    for specification in tests:
+        source = open_source(specification, split="test")
+        used_for = _used_for(specification, experiment)
+        scored.append(ScoredData(_labelled(source.label, used_for), source, used_for, (specification,)))
+    return _told_apart(scored)
+
+
+def selected_on(experiment: Experiment) -> str:
+    """What data the experiment selects checkpoints on, in words."""
+    data = experiment.data
+    if data.val:
+        return "validation data named by the experiment"
+    if data.val_fraction:
+        return f"held-out {data.val_fraction:.0%} of the training data, seed {experiment.experiment.seed}"
+    return "nothing: no data were held out"
+
+
+def _selection_data(experiment: Experiment) -> ScoredData:
+    data = experiment.data
+    if not data.val and not data.val_fraction:
+        raise DataError(
+            "no data to score on: the experiment names no test or validation data and held nothing out; "
+            "give --data NAME=PATH"
+        )
+    train = [source.plain() for source in data.train]
+    val = [source.plain() for source in data.val]
+    _, held_out = open_training_sources(train, val, data.val_fraction, experiment.experiment.seed)
+    seen = any(_used_for(specification, experiment) == TRAINING for specification in val)
+    used_for = TRAINING if seen else SELECTION
+    return ScoredData(_labelled(held_out.label, used_for), held_out, used_for, tuple(val or train))
+
+
+def _labelled(name: str, used_for: str) -> str:
+    return name + _LABELS.get(used_for, "")
+
+
+def _told_apart(scored: Iterable[ScoredData]) -> list[ScoredData]:
+    """The same, where a name that stands twice is numbered."""
+    named: dict[str, ScoredData] = {}
+    for data in scored:
+        name, number = data.name, 2
+        while name in named:
+            name, number = f"{data.name} {number}", number + 1
+        named[name] = replace(data, name=name)
+    return list(named.values())
+
+
+def _recognise(path: Path) -> dict[str, Any]:
+    """The specification of the data in a folder: COD10K, one of its halves, or folders of images and masks."""
+    if not path.is_dir():
+        raise DataError(f"{path}: no such folder: correct --data; relative paths start from {Path.cwd()}")
+    folders = {child.name.lower(): child for child in sorted(path.iterdir()) if child.is_dir()}
+    for split in ("test", "train"):
+        if _is_cod10k_half(path / split.capitalize()):
+            return {"layout": "cod10k", "path": str(path), "split": split}
+    if path.name in ("Test", "Train") and _is_cod10k_half(path):
+        return {"layout": "cod10k", "path": str(path.parent), "split": path.name.lower()}
+    images = next((folders[name] for name in _IMAGE_FOLDERS if name in folders), None)
+    masks = next((folders[name] for name in _MASK_FOLDERS if name in folders), None)
+    if images and masks:
+        return {"layout": "folder", "images": str(images), "masks": str(masks)}
+    raise DataError(f"{path}: no known layout of images and masks: {_remedy(path, list(folders.values()))}")
+
+
+def _is_cod10k_half(folder: Path) -> bool:
+    return (folder / "Image").is_dir() and (folder / "GT_Object").is_dir()
+
+
+def _remedy(path: Path, folders: Sequence[Path]) -> str:
+    deeper = [folder for folder in folders if _has_pairs(folder)]
+    if deeper:
+        return f"{', '.join(folder.name for folder in deeper)} in it have one: give --data NAME={deeper[0]}"
+    found = ", ".join(folder.name for folder in folders) or "no folder"
+    return (
+        "it should hold Train and Test (COD10K), or one folder of images (Imgs, Image, images, im) and one of masks "
+        f"(GT, GT_Object, Mask, masks, gt); it holds {found}"
+    )
+
+
+def _has_pairs(folder: Path) -> bool:
+    names = {child.name.lower() for child in folder.iterdir() if child.is_dir()}
+    return bool(names & set(_IMAGE_FOLDERS) and names & set(_MASK_FOLDERS))
+
+
+def _used_for(specification: Mapping[str, Any], experiment: Experiment | None) -> str:
+    if experiment is None:
+        return UNKNOWN
+    data = experiment.data
+    for used_for, sources in ((TRAINING, data.train), (SELECTION, data.val), (TEST, data.test)):
+        if _identity(specification) in [_identity(source.plain()) for source in sources]:
+            return used_for
+    return OTHER
+
+
+def _identity(specification: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Equal for two specifications that show the same images: the folder of the images, or the painter's seed."""
+    if specification.get("layout") == "cod10k":
+        part = str(specification["split"]).capitalize()
+        return ("files", (Path(specification["path"]).expanduser() / part / "Image").resolve())
+    if specification.get("layout") == "folder":
+        return ("files", Path(specification["images"]).expanduser().resolve())
+    # Image i of a seed does not depend on how many there are.
+    return tuple(sorted((k, str(v)) for k, v in specification.items() if k not in ("count", "name")))

@@ -1,0 +1,1 @@
+"""Logits and masks become numbers to minimise."""

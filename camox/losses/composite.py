@@ -1,0 +1,99 @@
+"""All terms of the objective, each with its weight, from one model output and one mask."""
+
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from camox.losses.boundary import boundary_band, boundary_loss, uncertainty_loss
+from camox.losses.segmentation import difficulty_weight, structure_loss
+
+TERMS = ("structure", "boundary", "uncertainty", "search", "deep", "refinement")
+
+
+class SegmentationOutput(Protocol):
+    """The maps a model must offer to be trained with these losses; all `[B, 1, h, w]` logits."""
+
+    logits: Tensor
+    search: Tensor
+    deep: list[Tensor]
+    boundary: Tensor
+    boundary_log_variance: Tensor
+    refinements: list[Tensor]
+
+
+class Objective(NamedTuple):
+    """The sum to minimise and its parts, unweighted, as 0-dimensional fp32 tensors."""
+
+    total: Tensor
+    terms: dict[str, Tensor]
+
+
+class SegmentationObjective:
+    """The weighted mean of the terms; weights are normalised to sum to one, so adding a term re-scales nothing.
+
+    Args:
+        weights: a weight ≥ 0 for each of `TERMS`; a term of weight 0 is not computed.
+    """
+
+    def __init__(self, weights: Mapping[str, float]):
+        assert set(weights) <= set(TERMS), set(weights) - set(TERMS)
+        active = {name: weight for name, weight in weights.items() if weight > 0}
+        assert active, "an objective needs a term"
+        self.weights = {name: weight / sum(active.values()) for name, weight in active.items()}
+
+    def __call__(self, output: SegmentationOutput, mask: Tensor) -> Objective:
+        """`mask` is `[B, 1, H, W]` in {0, 1} at the size of `output.logits`."""
+        with torch.autocast(mask.device.type, enabled=False):
+            terms = {name: self._term(name, output, mask.float()).mean() for name in self.weights}
+            total = torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()
+        return Objective(total, terms)
+
+    def _term(self, name: str, output: SegmentationOutput, mask: Tensor) -> Tensor:
+        match name:
+            case "structure":
+                return structure_loss(output.logits, mask, difficulty_weight(mask))
+            case "boundary":
+                return boundary_loss(output.boundary, _band_at(output.boundary, mask))
+            case "uncertainty":
+                band = _band_at(output.boundary, mask)
+                return uncertainty_loss(output.boundary_log_variance, output.boundary, band)
+            case "search":
+                return _coarse_structure([output.search], mask)
+            case "deep":
+                return _coarse_structure(output.deep, mask)
+            case "refinement":
+                return _coarse_structure(output.refinements or [output.deep[-1]], mask)
+        raise AssertionError(name)
+
+
+def _coarse_structure(logits: list[Tensor], mask: Tensor) -> Tensor:
+    """Mean structure loss of several heads, each against the mask averaged down to its own size.
+
+    Averaging the mask down costs far less than interpolating every head up, and says the same.
+    """
+    losses = []
+    for head in logits:
+        target = _shrink(mask, head)
+        losses.append(structure_loss(head, target, difficulty_weight(target, _stride(mask, head))))
+    return torch.stack(losses).mean(dim=0)
+
+
+def _band_at(head: Tensor, mask: Tensor) -> Tensor:
+    return boundary_band((_shrink(mask, head) > 0.5).float())
+
+
+def _shrink(mask: Tensor, head: Tensor) -> Tensor:
+    """The mask at the head's size. Heads see the image padded to a multiple of 32: the mask is padded likewise."""
+    stride = _stride(mask, head)
+    height, width = head.shape[-2] * stride, head.shape[-1] * stride
+    padded = F.pad(mask, (0, width - mask.shape[-1], 0, height - mask.shape[-2]), mode="replicate")
+    return F.avg_pool2d(padded, stride)
+
+
+def _stride(mask: Tensor, head: Tensor) -> int:
+    """Image pixels per head pixel."""
+    padded_width = mask.shape[-1] + -mask.shape[-1] % 32
+    return padded_width // head.shape[-1]

@@ -1,0 +1,1 @@
+"""An image becomes logits: backbone, sparse mixture of experts, decoder, refinement."""

@@ -1,0 +1,101 @@
+"""The timm feature extractor behind the model: any backbone with features at strides 4, 8, 16 and 32."""
+
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from camox.errors import ExperimentError
+
+STRIDES = (4, 8, 16, 32)
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Backbone(nn.Module):
+    """Image `[B,3,H,W]`, RGB in [0, 1], H and W multiples of 32 → four feature maps at strides 4, 8, 16, 32.
+
+    The mean and deviation the weights were trained with are buffers, so that whoever holds the model
+    cannot normalise differently. `channels` gives the channels of the four maps.
+
+    Raises:
+        ExperimentError: unknown name, not four scales, or weights that cannot be had.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, name: str, pretrained: bool = False, weights: str | Path | None = None):
+        super().__init__()
+        network = _create(name, pretrained, weights)
+        reductions = network.feature_info.reduction()
+        missing = [stride for stride in STRIDES if stride not in reductions]
+        if missing:
+            raise ExperimentError(
+                f'backbone "{name}" has features at strides {reductions}, not at {missing}: '
+                f"camox needs strides {list(STRIDES)}; choose a pyramid such as edgenext_base or resnet50"
+            )
+        self.network: nn.Module = network
+        self._indices = [reductions.index(stride) for stride in STRIDES]
+        all_channels = network.feature_info.channels()
+        self.channels = [all_channels[index] for index in self._indices]
+        settings = getattr(network, "pretrained_cfg", None) or {}
+        for key, value in (
+            ("mean", settings.get("mean", _IMAGENET_MEAN)),
+            ("std", settings.get("std", _IMAGENET_STD)),
+        ):
+            self.register_buffer(key, torch.tensor(value, dtype=torch.float32).view(1, 3, 1, 1))
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        features = self.network((images - self.mean) / self.std)
+        return [features[index] for index in self._indices]
+
+    def checkpoint_gradients(self) -> None:
+        """Recompute activations in the backward pass; about a third more time for much less memory."""
+        switch = getattr(self.network, "set_grad_checkpointing", None)
+        if switch is None:
+            raise ExperimentError("this backbone cannot checkpoint gradients: set model.gradient_checkpointing=false")
+        switch(True)
+
+
+def _create(name: str, pretrained: bool, weights: str | Path | None) -> Any:
+    if not timm.is_model(name):
+        close = timm.list_models(f"*{name.split('_')[0]}*")[:5]
+        hint = f"did you mean one of {', '.join(close)}?" if close else "see timm.list_models()"
+        raise ExperimentError(f'unknown backbone "{name}": {hint}')
+    if weights is not None:
+        return _create_from_file(name, Path(weights))
+    try:
+        return timm.create_model(name, pretrained=pretrained, features_only=True)
+    # The hub client raises a dozen unrelated types for "no network"; without `pretrained` nothing is fetched.
+    except Exception as error:
+        if not pretrained:
+            raise ExperimentError(
+                f'backbone "{name}" cannot be used as a feature extractor ({error}): choose another'
+            ) from error
+        raise ExperimentError(
+            f'pretrained weights of "{name}" could not be fetched ({type(error).__name__}: {error}): '
+            "download them where there is a network and give their path with model.weights=…safetensors, "
+            "or set model.pretrained=false"
+        ) from error
+
+
+def _create_from_file(name: str, weights: Path) -> Any:
+    if weights.suffix != ".safetensors":
+        raise ExperimentError(
+            f"backbone weights {weights} are not a .safetensors file: convert them first, "
+            "camox does not load pickles into training"
+        )
+    if not weights.is_file():
+        raise ExperimentError(f"no backbone weights at {weights}: give the path of a .safetensors file")
+    try:
+        # timm maps a classification checkpoint to the feature extractor's names and drops the classifier.
+        return timm.create_model(
+            name, pretrained=True, features_only=True, pretrained_cfg_overlay={"file": str(weights)}
+        )
+    except (RuntimeError, ValueError, KeyError, OSError) as error:
+        raise ExperimentError(f'weights {weights} do not fit backbone "{name}": {error}') from error
+    except Exception as error:  # safetensors' own error type derives from Exception alone
+        raise ExperimentError(f"weights {weights} cannot be read: {error}") from error

@@ -1,0 +1,263 @@
+"""The network: backbone, a sparse mixture of experts at each scale, decoder, refinement."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from camox.errors import CheckpointError, ExperimentError
+from camox.models.backbone import STRIDES, Backbone
+from camox.models.balance import LoadBalance
+from camox.models.decoder import Decoder, SearchIdentification
+from camox.models.experts import EXPERTS
+from camox.models.moe import MixtureOfExperts, plan_dispatch
+from camox.models.refinement import BoundaryUncertainty, Refinement, ReverseAttention, relative_deviation
+from camox.models.router import Router, Routing
+
+if TYPE_CHECKING:
+    from camox.experiment import Experiment
+
+
+@dataclass
+class CamoXpertOutput:
+    """What the model says of a batch. Maps are logits unless named otherwise."""
+
+    logits: Tensor
+    """`[B, 1, H, W]` at the input's own size."""
+
+    uncertainty: Tensor
+    """`[B, 1, H, W]`, the boundary's standard deviation relative to the largest in the image, in (0, 1]."""
+
+    search: Tensor
+    """`[B, 1, H/32, W/32]` of the padded input: where an object may be."""
+
+    deep: list[Tensor]
+    """Decoder heads at strides 16, 8, 4 (only the last without deep supervision)."""
+
+    boundary: Tensor
+    """`[B, 1, H/4, W/4]`: boundary logits."""
+
+    boundary_log_variance: Tensor
+    """`[B, 1, H/4, W/4]`, fp32, in ±7."""
+
+    refinements: list[Tensor]
+    """`[B, 1, H/4, W/4]` after each refinement step."""
+
+    routing: dict[int, Routing] = field(default_factory=dict)
+    """Stride → what that scale's router decided."""
+
+
+class CamoXpert(nn.Module):
+    """Camouflaged-object segmentation with a per-image sparse mixture of experts at four scales.
+
+    `model(images)` takes float `[B, 3, H, W]`, RGB in [0, 1], any H and W, and gives a `CamoXpertOutput`.
+    `config` holds the constructor's arguments, JSON-ready, so that `from_pretrained` can build it again.
+
+    Raises:
+        ExperimentError: an unknown backbone or expert, impossible sizes, weights that cannot be had.
+    """
+
+    def __init__(
+        self,
+        backbone: str = "edgenext_base",
+        pretrained: bool = False,
+        weights: str | None = None,
+        width: int = 128,
+        deep_supervision: bool = True,
+        refinement_steps: int = 2,
+        gradient_checkpointing: bool = False,
+        channels_last: bool = False,
+        mode: str = "sparse",
+        experts: Sequence[str] = tuple(EXPERTS),
+        top_k: int = 2,
+        scales: Sequence[int] = STRIDES,
+        dispatch: str = "sorted",
+        temperature: float = 1.0,
+        logit_limit: float = 10.0,
+        noise: float = 1.0,
+        window_images: float = 512,
+        band: Sequence[float] = (0.5, 2.0),
+        bias_rate: float = 1e-2,
+    ):
+        super().__init__()
+        # What is needed to build the network again; weights come from the checkpoint then, not from these two.
+        arguments = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
+        self.config: dict[str, Any] = json.loads(json.dumps(arguments)) | {
+            "pretrained": False,
+            "weights": None,
+        }
+        _check_arguments(width, experts, top_k, scales)
+        self.expert_names = tuple(experts)
+        self.scales = tuple(stride for stride in STRIDES if stride in scales)
+        self.mode = mode
+        self.dispatch = dispatch
+        self.channels_last = channels_last
+        top_k = top_k if mode == "sparse" else len(experts)
+
+        self.backbone = Backbone(backbone, pretrained, weights)
+        self.laterals = nn.ModuleList(nn.Conv2d(channels, width, 1) for channels in self.backbone.channels)
+        self.mixtures = nn.ModuleDict()
+        self.routers = nn.ModuleDict()
+        self.balances = nn.ModuleDict()
+        for stride in self.scales:
+            key, channels = f"stride_{stride}", self.backbone.channels[STRIDES.index(stride)]
+            self.mixtures[key] = MixtureOfExperts(width, experts, gradient_checkpointing)
+            self.routers[key] = Router(channels, len(experts), top_k, temperature, logit_limit, noise)
+            self.balances[key] = LoadBalance(len(experts), top_k, window_images, (band[0], band[1]), bias_rate)
+        self.search = SearchIdentification(width)
+        self.decoder = Decoder(width)
+        self.heads = nn.ModuleList(nn.Conv2d(width, 1, 1) for _ in range(3 if deep_supervision else 1))
+        self.reverse_attention = ReverseAttention(width)
+        self.boundary = BoundaryUncertainty(width)
+        self.refinements = nn.ModuleList(Refinement(width) for _ in range(refinement_steps))
+        if gradient_checkpointing:
+            self.backbone.checkpoint_gradients()
+        if channels_last:
+            self.to(memory_format=torch.channels_last)
+        self.backbone_frozen = False
+
+    def forward(self, images: Tensor) -> CamoXpertOutput:
+        height, width = images.shape[-2:]
+        padded = F.pad(images, (0, -width % 32, 0, -height % 32), mode="replicate")
+        if self.channels_last:
+            padded = padded.contiguous(memory_format=torch.channels_last)
+        features = self._extract(padded)
+        # All routers before any expert: their choices then travel to the host in one copy.
+        routing = self._route(features)
+        scales = self._mix([lateral(f) for lateral, f in zip(self.laterals, features, strict=True)], routing)
+        identified, search = self.search(scales[-1])
+        decoded = self.decoder(identified, scales[:-1])
+        deep = [head(d) for head, d in zip(self.heads, decoded[-len(self.heads) :], strict=True)]
+
+        detail = self.reverse_attention(decoded[-1], deep[-1])
+        boundary, log_variance = self.boundary(detail)
+        uncertainty = relative_deviation(log_variance)
+        logits, refinements = deep[-1], []
+        for refine in self.refinements:
+            logits = refine(detail, logits, boundary, uncertainty)
+            refinements.append(logits)
+        return CamoXpertOutput(
+            logits=_to_input_size(logits, padded, height, width),
+            uncertainty=_to_input_size(uncertainty.detach(), padded, height, width),
+            search=search,
+            deep=deep,
+            boundary=boundary,
+            boundary_log_variance=log_variance,
+            refinements=refinements,
+            routing=routing,
+        )
+
+    def freeze_backbone(self, frozen: bool) -> None:
+        """Frozen: no backward through the backbone, no gradient kept, its norm statistics untouched."""
+        self.backbone_frozen = frozen
+        self.backbone.requires_grad_(not frozen)
+        self.backbone.train(self.training and not frozen)
+
+    def train(self, mode: bool = True) -> "CamoXpert":
+        super().train(mode)
+        self.backbone.train(mode and not self.backbone_frozen)
+        return self
+
+    def anneal_routing_noise(self, share: float) -> None:
+        """Sets what is left of every router's exploration noise, in [0, 1]."""
+        for router in self.routers.values():
+            assert isinstance(router, Router)
+            router.noise_share = share
+
+    def balance(self, stride: int) -> LoadBalance:
+        """The balance state of the mixture at that stride."""
+        balance = self.balances[f"stride_{stride}"]
+        assert isinstance(balance, LoadBalance)
+        return balance
+
+    @classmethod
+    def from_experiment(cls, experiment: "Experiment") -> "CamoXpert":
+        """Builds the network that an experiment's model table describes."""
+        model = experiment.model
+        moe, router, balance = model.moe, model.moe.router, model.moe.balance
+        return cls(
+            backbone=model.backbone,
+            pretrained=model.pretrained,
+            weights=model.weights,
+            width=model.width,
+            deep_supervision=model.deep_supervision,
+            refinement_steps=model.refinement_steps,
+            gradient_checkpointing=model.gradient_checkpointing,
+            channels_last=model.channels_last,
+            mode=moe.mode,
+            experts=moe.experts,
+            top_k=moe.top_k,
+            scales=moe.scales,
+            dispatch=moe.dispatch,
+            temperature=router.temperature,
+            logit_limit=router.logit_limit,
+            noise=router.noise,
+            window_images=balance.window_images,
+            band=balance.band,
+            bias_rate=balance.bias_rate if balance.kind == "band" else 0.0,
+        )
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, weights: str = "model") -> "CamoXpert":
+        """Loads `config.json` and `<weights>.safetensors` (`model` or `ema`) of a checkpoint folder; eval mode.
+
+        Raises:
+            CheckpointError: a file is missing, or does not fit.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        config_file, weights_file = Path(folder) / "config.json", Path(folder) / f"{weights}.safetensors"
+        for file in (config_file, weights_file):
+            if not file.is_file():
+                raise CheckpointError(f"{folder} has no {file.name}: give the folder of a camox checkpoint")
+        try:
+            model = cls(**json.loads(config_file.read_text()))
+            model.load_state_dict(load_file(weights_file))
+        except (SafetensorError, RuntimeError, TypeError, json.JSONDecodeError) as error:
+            raise CheckpointError(f"{folder} cannot be loaded as a camox model: {error}") from error
+        return model.eval()
+
+    def _extract(self, images: Tensor) -> list[Tensor]:
+        if not self.backbone_frozen:
+            return self.backbone(images)
+        with torch.no_grad():
+            return self.backbone(images)
+
+    def _route(self, features: list[Tensor]) -> dict[int, Routing]:
+        routing = {}
+        for stride in self.scales:
+            feature = features[STRIDES.index(stride)]
+            routing[stride] = self.routers[f"stride_{stride}"](feature, self.balance(stride).bias)
+        return routing
+
+    def _mix(self, scales: list[Tensor], routing: dict[int, Routing]) -> list[Tensor]:
+        plans: list[Any] = [None] * len(routing)
+        if self.dispatch == "sorted" and self.mode == "sparse" and routing:
+            plans = list(plan_dispatch(list(routing.values()), len(self.expert_names)))
+        for (stride, decision), plan in zip(routing.items(), plans, strict=True):
+            index = STRIDES.index(stride)
+            scales[index] = self.mixtures[f"stride_{stride}"](scales[index], decision, plan)
+        return scales
+
+
+def _to_input_size(maps: Tensor, padded: Tensor, height: int, width: int) -> Tensor:
+    full = F.interpolate(maps.float(), size=padded.shape[-2:], mode="bilinear", align_corners=False)
+    return full[..., :height, :width]
+
+
+def _check_arguments(width: int, experts: Sequence[str], top_k: int, scales: Sequence[int]) -> None:
+    unknown = [name for name in experts if name not in EXPERTS]
+    if unknown:
+        raise ExperimentError(f"unknown experts {unknown}: choose from {list(EXPERTS)}")
+    if not 1 <= top_k <= len(experts):
+        raise ExperimentError(f"top_k = {top_k} of {len(experts)} experts: choose between 1 and {len(experts)}")
+    if width % 8 or width < 8:
+        raise ExperimentError(f"width = {width} does not divide into 8 normalisation groups: use a multiple of 8")
+    if not set(scales) <= set(STRIDES):
+        raise ExperimentError(f"scales {list(scales)} are not among the strides {list(STRIDES)}")

@@ -1,0 +1,93 @@
+"""The sparse mixture at one scale: images sorted by expert, each expert run once on its own sub-batch."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from camox.models.experts import EXPERTS
+from camox.models.router import Routing
+
+
+class Dispatch(NamedTuple):
+    """Where each (image, choice) pair of a batch goes: pairs ordered by expert, and how many each expert gets."""
+
+    order: Tensor
+    """`[B·k]`, int64, on the device: pairs sorted by expert; pair p belongs to image p // k."""
+
+    counts: list[int]
+    """Pairs per expert, on the host: the sizes of the sub-batches."""
+
+
+def plan_dispatch(routings: Sequence[Routing], experts: int) -> list[Dispatch]:
+    """Plans every scale's dispatch with one device-to-host copy for all of them together."""
+    counts = torch.stack([count_choices(routing.selected, experts) for routing in routings])
+    orders = [routing.selected.flatten().argsort(stable=True) for routing in routings]
+    return [Dispatch(order, sizes) for order, sizes in zip(orders, counts.tolist(), strict=True)]
+
+
+def count_choices(selected: Tensor, experts: int) -> Tensor:
+    """How often each expert is in `selected` `[B, k]`: int64 `[E]`, without a sync (`bincount` would)."""
+    return nn.functional.one_hot(selected.flatten(), experts).sum(dim=0)
+
+
+class MixtureOfExperts(nn.Module):
+    """`x + scale · Σ_e w_e · Expert_e(norm x)` over the experts that the router selected for each image.
+
+    `x` is `[B, C, H, W]`. Without a dispatch plan every expert runs on every image and is masked (the
+    reference, and the dense mode); with one, each runs only on its images. Both give the same to rounding.
+    """
+
+    def __init__(self, channels: int, experts: Sequence[str], gradient_checkpointing: bool = False):
+        super().__init__()
+        self.gradient_checkpointing = gradient_checkpointing
+        self.norm = nn.GroupNorm(8, channels)
+        self.experts = nn.ModuleDict({name: EXPERTS[name](channels) for name in experts})
+        # A small start: the mixture begins near the identity and the task decides how much of it to use.
+        self.scale = nn.Parameter(torch.full((1, channels, 1, 1), 0.1))
+
+    def forward(self, x: Tensor, routing: Routing, dispatch: Dispatch | None) -> Tensor:
+        normalised = self.norm(x)
+        mixed = self._masked(normalised, routing) if dispatch is None else self._sorted(normalised, routing, dispatch)
+        return x + self.scale.to(mixed.dtype) * mixed
+
+    def _masked(self, x: Tensor, routing: Routing) -> Tensor:
+        weights = torch.zeros_like(routing.probabilities).scatter(1, routing.selected, routing.weights)
+        mixed = torch.zeros((), device=x.device)
+        for column, expert in zip(weights.unbind(dim=1), self.experts.values(), strict=True):
+            response = self._run(expert, x)
+            mixed = mixed + column[:, None, None, None].to(response.dtype) * response
+        return mixed
+
+    def _sorted(self, x: Tensor, routing: Routing, dispatch: Dispatch) -> Tensor:
+        batch, top_k = routing.selected.shape
+        sub_batches = x[dispatch.order // top_k].split(dispatch.counts)
+        responses = torch.cat(
+            [
+                self._run(expert, sub_batch) if len(sub_batch) else sub_batch.new_zeros(sub_batch.shape)
+                for expert, sub_batch in zip(self.experts.values(), sub_batches, strict=True)
+            ]
+        )
+        # Gathered back rather than scattered: index_add is not deterministic on CUDA.
+        responses = responses[dispatch.order.argsort()].unflatten(0, (batch, top_k))
+        weights = routing.weights[:, :, None, None, None].to(responses.dtype)
+        mixed = (weights * responses).sum(dim=1)
+        return mixed + self._touch_idle(dispatch.counts).to(mixed.dtype) if self.training else mixed
+
+    def _run(self, expert: nn.Module, x: Tensor) -> Tensor:
+        if self.gradient_checkpointing and self.training:
+            return checkpoint(expert, x, use_reentrant=False)
+        return expert(x)
+
+    def _touch_idle(self, counts: list[int]) -> Tensor:
+        """Zero, but connected to every parameter of the experts that got no image.
+
+        DDP waits for a gradient of each parameter on each rank; without this it raises on the next step.
+        """
+        touched = self.scale.new_zeros(())
+        for expert, count in zip(self.experts.values(), counts, strict=True):
+            if count == 0:
+                touched = touched + sum(parameter.flatten()[0] for parameter in expert.parameters())
+        return 0.0 * touched

@@ -1,0 +1,1 @@
+"""Numbers to people: console, metrics.jsonl, Weights & Biases."""

@@ -1,0 +1,67 @@
+"""events.jsonl: what guards and recovery saw and did, one object per event."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from camox.tracking.jsonl import JsonLines, is_non_finite, plain
+
+Severity = Literal["info", "warning", "error"]
+
+
+class EventLog:
+    """Appends events to a file; a resumed run keeps the events of the runs before it.
+
+    Unlike metrics, events are never cut back on resume: a recovery that led to the resume must stay readable.
+    """
+
+    def __init__(self, path: str | Path):
+        self._lines = JsonLines(path)
+
+    def append(
+        self,
+        kind: str,
+        message: str,
+        *,
+        step: int,
+        epoch: int,
+        severity: Severity = "info",
+        rank: int = 0,
+        details: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Write one event and return it as written.
+
+        Args:
+            kind: Short machine-readable name, such as "skipped_step".
+            message: One sentence for people.
+            step: Optimizer step, counted from 0 over the whole run.
+            epoch: Epoch, counted from 0 over the whole run.
+            severity: "info", "warning" or "error".
+            rank: The process that saw it.
+            details: Anything JSON can hold; NaN and Inf become the strings "nan", "inf" and "-inf".
+        """
+        event = {
+            "time": round(time.time(), 3),
+            "step": step,
+            "epoch": epoch,
+            "rank": rank,
+            "kind": kind,
+            "severity": severity,
+            "message": message,
+            "details": _spell_non_finite(plain(details or {})),
+        }
+        self._lines.append(event)
+        return event
+
+    def close(self) -> None:
+        """Close the file; a second call does nothing."""
+        self._lines.close()
+
+
+def _spell_non_finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _spell_non_finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_spell_non_finite(item) for item in value]
+    return str(value) if is_non_finite(value) else value

@@ -1,0 +1,83 @@
+"""Line-by-line JSON files that survive being killed: one complete object per line, always valid JSON."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+class JsonLines:
+    """Appends objects to a file, one line each, and flushes each line to the operating system.
+
+    Args:
+        path: The file; its folder is made if missing.
+        last_step: Where given, lines whose "step" is larger are removed first, so that a resumed run does not
+            hold the same step twice. Lines torn by a kill in mid-write are removed in any case.
+    """
+
+    def __init__(self, path: str | Path, last_step: int | None = None):
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        _cut(self.path, last_step)
+        self._file = self.path.open("a", encoding="utf-8")
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Write one object. Raises ValueError, and writes nothing, for NaN or Inf: JSON cannot hold them."""
+        self._file.write(json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file; a second call does nothing."""
+        self._file.close()
+
+
+def plain(value: Any) -> Any:
+    """Turn NumPy and torch values, paths, tuples and sets into what JSON holds; NaN and Inf pass through."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted(plain(item) for item in value)
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON: {value!r}")
+
+
+def is_non_finite(value: Any) -> bool:
+    """Whether a value is a float NaN or Inf."""
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _cut(path: Path, last_step: int | None) -> None:
+    if not path.exists():
+        return
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept = [line for line in lines if _stays(line, last_step)]
+    if len(kept) == len(lines):
+        return
+    # Through a second file and a rename: a kill in between leaves either the old file or the new one.
+    replacement = path.with_name(path.name + ".partial")
+    with replacement.open("wb") as file:
+        file.writelines(kept)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(replacement, path)
+
+
+def _stays(line: bytes, last_step: int | None) -> bool:
+    if not line.endswith(b"\n"):
+        return False
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return False
+    if not isinstance(record, dict):
+        return False
+    return last_step is None or record.get("step") is None or record["step"] <= last_step

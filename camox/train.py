@@ -1,0 +1,65 @@
+"""What `accelerate launch` runs:
+
+accelerate launch camox/train.py experiments/quickstart.toml [table.key=value …] [--resume auto] [--output DIR]
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+# Run as a script, `camox/` itself comes first on the path and would shadow packages with its folders' names.
+if __name__ == "__main__" and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+# Before torch is imported. The launcher sets one thread for each process, whatever the machine has, and waiting
+# threads that spin make a step several times slower as soon as another program runs.
+if os.environ.get("OMP_NUM_THREADS", "1") == "1" and "CAMOX_KEEP_THREADS" not in os.environ:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    os.environ["OMP_NUM_THREADS"] = str(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+from camox.errors import CamoxError
+from camox.experiment import Experiment
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line; `camox train` takes the same."""
+    parser = argparse.ArgumentParser(
+        prog="accelerate launch camox/train.py",
+        description="Train the experiment of a TOML file.",
+        epilog="example: accelerate launch camox/train.py experiments/quickstart.toml optimizer.lr=1e-3",
+    )
+    parser.add_argument("experiment", metavar="EXPERIMENT.toml")
+    parser.add_argument("overrides", nargs="*", metavar="table.key=value", help="wins over the file; TOML values")
+    parser.add_argument("--resume", metavar="auto|latest|PATH", help="go on from a checkpoint")
+    parser.add_argument("--output", metavar="DIR", help="folder for the run's folder")
+    parser.add_argument("--check", action="store_true", help="load and build everything, train nothing")
+    return parser.parse_intermixed_args(arguments)
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the experiment; returns the exit code."""
+    options = parse(arguments)
+    try:
+        experiment = Experiment.load(options.experiment, options.overrides, options.output)
+        if options.check:
+            from camox.training.check import check
+
+            check(experiment)
+            return 0
+        from camox.training.trainer import Trainer
+
+        Trainer(experiment, options.resume).run()
+    except CamoxError as error:
+        if os.environ.get("CAMOX_DEBUG") == "1":
+            raise
+        if os.environ.get("RANK", "0") == "0":
+            sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,57 @@
+"""Builds everything an experiment needs and trains nothing: what is wrong is found before a GPU is waited for."""
+
+from pathlib import Path
+
+from camox.data.loading import TrainSet
+from camox.data.sources import open_sources, open_training_sources
+from camox.experiment import Experiment
+from camox.models.camoxpert import CamoXpert
+from camox.tracking.console import Console
+from camox.training.sampler import EpochBatches
+
+
+def check(experiment: Experiment) -> None:
+    """Builds the network, opens the data, and says what would be trained.
+
+    Weights from the hub are not fetched for this; a local `model.weights` file is loaded.
+
+    Raises:
+        CamoxError: the first thing that would keep the run from starting.
+    """
+    console = Console()
+    for warning in experiment.warnings:
+        console.warning(warning)
+    model = experiment.model
+    if model.pretrained and model.weights is None:
+        without = model.model_copy(update={"pretrained": False})
+        network = CamoXpert.from_experiment(experiment.model_copy(update={"model": without}))
+        console.notice(f"the pretrained weights of {model.backbone} are fetched when training starts")
+    else:
+        network = CamoXpert.from_experiment(experiment)
+    parameters = sum(parameter.numel() for parameter in network.parameters()) / 1e6
+    console.notice(f"the model builds: {model.backbone}, {parameters:.1f} M parameters")
+
+    data, settings = experiment.data, experiment.experiment
+    train, held_out = open_training_sources(
+        [source.plain() for source in data.train],
+        [source.plain() for source in data.val],
+        data.val_fraction,
+        settings.seed,
+    )
+    for notice in train.notices:
+        console.warning(notice)
+    if data.test:
+        open_sources([source.plain() for source in data.test], split="test")
+    rows: list[tuple[str, object]] = [("held out", f"{len(held_out)} samples")]
+    for phase in experiment.phases_resolved():
+        TrainSet(train, phase.image_size, [transform.specification() for transform in data.augment])
+        batches = len(EpochBatches(len(train), phase.batch_size, settings.seed))
+        rows.append(
+            (
+                phase.name,
+                f"{phase.epochs} epochs of {-(-batches // phase.accumulate)} steps on one process, "
+                f"{phase.image_size}², lr {phase.lr:g}",
+            )
+        )
+    rows.append(("run folder", Path(experiment.run_folder)))
+    console.header(f"{settings.name}: ready to train on {len(train)} samples", rows)

@@ -1,0 +1,45 @@
+"""Numbers of many steps in one vector on the device: summed there, reduced and read once per logging interval."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Meters:
+    """Named running sums, packed into one fp32 vector; no host sync until `read`.
+
+    Names and sizes are those of the first `add`; every later one must have the same.
+    """
+
+    def __init__(self) -> None:
+        self._shapes: dict[str, torch.Size] = {}
+        self._sums: Tensor | None = None
+
+    @torch.no_grad()
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Adds one step's values, tensors of any shape on the device."""
+        packed = torch.cat([value.detach().float().flatten() for value in values.values()])
+        if self._sums is None:
+            self._shapes = {name: value.shape for name, value in values.items()}
+            self._sums = packed
+            return
+        assert list(values) == list(self._shapes), (list(values), list(self._shapes))
+        self._sums = self._sums + packed
+
+    def read(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, np.ndarray]:
+        """Sums over all that was added since the last read, after `reduce` (the sum over ranks); starts anew.
+
+        Waits for the device: the one host copy of a logging interval.
+        """
+        if self._sums is None:
+            return {}
+        sums = reduce(self._sums).cpu().numpy().astype(np.float64)
+        self._sums = None
+        values, offset = {}, 0
+        for name, shape in self._shapes.items():
+            size = shape.numel()
+            values[name] = sums[offset : offset + size].reshape(tuple(shape))
+            offset += size
+        return values

@@ -1,0 +1,107 @@
+"""What the run needs of Accelerate: the accelerator, its precision, and things done once for all processes."""
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import GradScalerKwargs, InitProcessGroupKwargs, broadcast_object_list
+
+from camox.errors import CamoxError, ExperimentError
+from camox.experiment import Experiment
+
+Result = TypeVar("Result")
+_MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+# A rank may score or save for a while before it meets the others again.
+_PATIENCE = timedelta(minutes=30)
+
+
+def build_accelerator(experiment: Experiment) -> Accelerator:
+    """The accelerator with the experiment's precision and loss scaling.
+
+    Accumulation stays at 1 here: the training step owns its windows, since Accelerate under-weights the last
+    one of an epoch.
+
+    Raises:
+        ExperimentError: the launcher's number of processes is not what came to be.
+    """
+    precision = experiment.precision
+    accelerator = Accelerator(
+        mixed_precision=_MIXED_PRECISION[choose_precision(precision.dtype)],
+        gradient_accumulation_steps=1,
+        kwargs_handlers=[
+            GradScalerKwargs(init_scale=precision.init_scale, growth_interval=precision.growth_interval),
+            InitProcessGroupKwargs(timeout=_PATIENCE),
+        ],
+    )
+    # The launcher's environment variable would override the argument and scale every loss down.
+    accelerator.gradient_accumulation_steps = 1
+    announced = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != announced:
+        raise ExperimentError(
+            f"{announced} processes were launched but this one sees {accelerator.num_processes}: on CPU start with "
+            "--config_file accelerate_configs/cpu_2_processes.yaml"
+        )
+    return accelerator
+
+
+def choose_precision(asked: str) -> str:
+    """ "fp32", "bf16" or "fp16": what runs when the experiment asks for `asked` on this machine.
+
+    The launcher always announces a precision, "no" when nobody chose one; only its other values are a choice.
+    """
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if asked == "auto":
+        asked = launched if launched in ("fp16", "bf16") else _best_of_hardware()
+    # There is no gradient scaler on the CPU: Accelerate would drop to fp32 without a word. See the notices.
+    return "fp32" if asked == "fp16" and not torch.cuda.is_available() else asked
+
+
+def precision_notices(experiment: Experiment, accelerator: Accelerator) -> list[str]:
+    """What a person should know about precision and accumulation before the run starts."""
+    notices = []
+    asked = experiment.precision.dtype
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if "fp16" in (asked, launched if asked == "auto" else "") and accelerator.device.type == "cpu":
+        notices.append("fp16 needs a GPU: this run computes in fp32")
+    if asked != "auto" and launched in ("fp16", "bf16") and launched != asked:
+        notices.append(f"the launcher asks for {launched} but precision.dtype is {asked}: the experiment file wins")
+    if os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1") != "1":
+        notices.append("the launcher's gradient accumulation is ignored: optimizer.accumulate decides")
+    return notices
+
+
+def precision_name(accelerator: Accelerator) -> str:
+    """ "fp32", "bf16" or "fp16"."""
+    return "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
+
+
+def once(accelerator: Accelerator, action: Callable[[], Result]) -> Result:
+    """Does `action` on the main process and gives its result, or raises its `CamoxError`, on all of them.
+
+    A rank that failed alone would leave the others waiting for it.
+    """
+    answer: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            answer[0] = action()
+        except CamoxError as error:
+            answer[1] = (type(error).__mro__, str(error))
+            own = error
+    broadcast_object_list(answer)
+    if answer[1] is None:
+        return answer[0]
+    if accelerator.is_main_process:
+        raise own
+    # Rebuilt from its message: not every error can be pickled with all it holds.
+    kind = next(kind for kind in answer[1][0] if kind.__module__ == "camox.errors")
+    raise kind(answer[1][1])
+
+
+def _best_of_hardware() -> str:
+    if not torch.cuda.is_available():
+        return "fp32"
+    # Before Ampere bf16 is emulated, slower than fp32.
+    return "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"

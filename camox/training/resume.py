@@ -1,0 +1,64 @@
+"""A run's whole state, to a checkpoint and back: what is resumed is the run that was interrupted."""
+
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from camox.checkpoints.store import Checkpoint
+from camox.errors import CheckpointError
+
+
+def generator_states(ranks: int) -> dict[str, dict[str, Tensor]]:
+    """The random generators of every rank, gathered: `rng_<rank>` → device → state. Collective."""
+    ours = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        ours["cuda"] = torch.cuda.get_rng_state()
+    states = gather_object([ours])
+    assert len(states) == ranks, (len(states), ranks)
+    return {f"rng_{rank}": state for rank, state in enumerate(states)}
+
+
+def restore_generators(checkpoint: Checkpoint, rank: int) -> None:
+    """Puts this rank's generators back.
+
+    Raises:
+        CheckpointError: the checkpoint was written by fewer processes.
+    """
+    if f"rng_{rank}" not in checkpoint.stems:
+        written = sum(stem.startswith("rng_") for stem in checkpoint.stems)
+        raise CheckpointError(
+            f"{checkpoint.path} was written by {written} process(es) and cannot be resumed exactly by more: "
+            f"start {written} process(es)"
+        )
+    states = checkpoint.tensors(f"rng_{rank}")
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+
+
+def load_into(module: torch.nn.Module, tensors: dict[str, Tensor], what: str) -> None:
+    """Loads a checkpoint's tensors into a module of the same structure.
+
+    Raises:
+        CheckpointError: names or shapes differ.
+    """
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CheckpointError(f"{what} does not fit the experiment's model: {error}") from error
+
+
+def better_weights(raw: dict[str, Any], ema: dict[str, Any] | None, monitor: str) -> str:
+    """Which weights scored better on held-out data: "raw" or "ema". A score that is missing or NaN loses."""
+    if ema is None:
+        return "raw"
+    ours, theirs = (_rank(scores.get(monitor), monitor) for scores in (raw, ema))
+    return "ema" if theirs > ours else "raw"
+
+
+def _rank(score: float | None, monitor: str) -> float:
+    if score is None or score != score:
+        return float("-inf")
+    return -score if monitor == "mae" else score

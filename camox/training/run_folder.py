@@ -1,0 +1,195 @@
+"""A run's folder: opened by one run at a time, never overwritten, with its end written into it."""
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from camox.checkpoints.store import clean_leftovers, list_checkpoints, resolve
+from camox.errors import CheckpointError, ExperimentError
+from camox.experiment import Experiment
+
+EXPERIMENT_FILE = "experiment.toml"
+# What may differ when a run is resumed: nothing that training computes depends on it.
+_FREE_TABLES = {"tracking", "checkpoints"}
+_FREE_KEYS = {("experiment", "output"), ("experiment", "notes"), ("experiment", "tags"), ("data", "workers")}
+
+
+class RunFolder:
+    """The folder `output/name` of one run, locked while it runs (the lock ends with the process, however it ends).
+
+    Raises:
+        ExperimentError: it is in use, holds another run, or there is nothing to resume.
+        CheckpointError: the checkpoint to resume from cannot be found.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._lock: IO[str] | None = None
+        self._start_id = os.environ.get("CAMOX_START_ID", "")
+
+    def open(self, experiment: Experiment, resume: str | None) -> Path | None:
+        """Locks the folder and writes experiment and environment into it.
+
+        Args:
+            experiment: what is to be run.
+            resume: None for a new run; "auto" (go on where there is a checkpoint, else start), "latest", or the path
+                of a checkpoint.
+
+        Returns:
+            The checkpoint to go on from, or None for a start from scratch.
+        """
+        before = self.path / EXPERIMENT_FILE
+        if resume in (None, "latest") and not self.path.exists() and resume == "latest":
+            raise ExperimentError(f"--resume latest: there is no run at {self.path}; start it without --resume")
+        self._acquire()
+        if before.exists():
+            if resume is None:
+                raise ExperimentError(
+                    f"{self.path} already holds a run: go on with it by --resume auto, "
+                    "or choose another place with --output or experiment.name"
+                )
+            _refuse_other_run(before, experiment)
+        checkpoint = self._find(resume)
+        clean_leftovers(self.path)
+        before.write_text(experiment.to_toml())
+        _write_json(self.path / "environment.json", describe_environment(experiment.experiment.seed))
+        (self.path / "exit.json").unlink(missing_ok=True)
+        return checkpoint
+
+    def close(self, code: int, reason: str) -> None:
+        """Writes `exit.json` and gives the folder free."""
+        last = list_checkpoints(self.path)
+        _write_json(
+            self.path / "exit.json",
+            {
+                "code": code,
+                "reason": reason,
+                "last_clean_checkpoint": str(last[-1]) if last else None,
+                "time": round(time.time(), 3),
+                "start_id": self._start_id,
+            },
+        )
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _acquire(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / ".lock").open("w")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._lock = None
+            raise ExperimentError(
+                f"{self.path} is in use by a run that is still going: wait for it, or choose another "
+                "place with --output or experiment.name"
+            ) from error
+        except OSError as error:
+            raise ExperimentError(
+                f"the run's folder {self.path} cannot be written ({error.strerror}): choose another place with --output"
+            ) from error
+
+    def _find(self, resume: str | None) -> Path | None:
+        if resume is None:
+            return None
+        if resume not in ("auto", "latest"):
+            return resolve(resume, prefer=("latest",))
+        try:
+            return resolve(self.path, prefer=("latest",))
+        except CheckpointError as error:
+            if resume == "auto":
+                return None
+            raise ExperimentError(
+                f"--resume latest: {self.path} has no finished checkpoint; --resume auto starts it anew"
+            ) from error
+
+
+def describe_environment(seed: int) -> dict[str, Any]:
+    """What someone else would need to repeat a run: versions, commit, command, devices, seed."""
+    packages = [
+        "camox",
+        "torch",
+        "torchvision",
+        "accelerate",
+        "timm",
+        "safetensors",
+        "albumentations",
+        "numpy",
+    ]
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in packages},
+        "git_commit": _git_commit(),
+        "cpu_threads": torch.get_num_threads(),
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] or ["cpu"],
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "seed": seed,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    source = Path(__file__).resolve().parent
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(source), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None
+
+
+def _refuse_other_run(before: Path, experiment: Experiment) -> None:
+    """A resume with other settings would be another run under the same name."""
+    earlier = Experiment.load(before).plain()
+    now = experiment.plain()
+    changed = [
+        f"{table}.{key}" if key else table
+        for table, key in _differences(earlier, now)
+        if table not in _FREE_TABLES and (table, key) not in _FREE_KEYS
+    ]
+    if changed:
+        raise ExperimentError(
+            f"{before.parent} was started with other settings of {', '.join(changed)}: resume with the same ones "
+            f"(they are in {before}), or start a new run with another experiment.name"
+        )
+
+
+def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, str]]:
+    different = []
+    for table in sorted(a.keys() | b.keys()):
+        ours, theirs = a.get(table), b.get(table)
+        if isinstance(ours, dict) and isinstance(theirs, dict):
+            keys = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+            different += [(table, key) for key in keys]
+        elif ours != theirs:
+            different.append((table, ""))
+    return different
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.replace(path)

@@ -1,0 +1,529 @@
+"""The life of a run, top to bottom: open, build, train epoch by epoch, validate, save, score, close."""
+
+import time
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch.utils.data import DataLoader
+
+from camox.checkpoints.store import (
+    Checkpoint,
+    is_better,
+    list_checkpoints,
+    read_checkpoint,
+    retain,
+    set_pointer,
+    write_checkpoint,
+)
+from camox.data.loading import EvalSet, TrainBatch, TrainSet, train_loader
+from camox.data.sources import open_training_sources
+from camox.errors import CamoxError, CheckpointError, DataError, TrainingStopped
+from camox.experiment import Experiment, ResolvedPhase
+from camox.inference.evaluation import evaluate
+from camox.losses.composite import SegmentationObjective
+from camox.models.camoxpert import CamoXpert
+from camox.stability.guards import SkippedSteps
+from camox.tracking.console import Console, TrainingProgress
+from camox.tracking.events import EventLog
+from camox.tracking.trackers import JsonlTracker, Trackers, WandbTracker
+from camox.training import schedule
+from camox.training.ema import WeightAverage
+from camox.training.optimization import (
+    build_optimizer,
+    load_optimizer_tensors,
+    optimizer_tensors,
+)
+from camox.training.phases import TrainingShell, apply_freeze, phase_of
+from camox.training.processes import build_accelerator, once, precision_name, precision_notices
+from camox.training.resume import better_weights, generator_states, load_into, restore_generators
+from camox.training.run_folder import RunFolder
+from camox.training.sampler import EpochBatches
+from camox.training.step import Controls, TrainingStep
+from camox.training.telemetry import training_values
+from camox.training.validation import Validator
+
+
+class Trainer:
+    """Runs one experiment, alone or as one of several processes started by `accelerate launch`.
+
+    Args:
+        experiment: what to run.
+        resume: None for a new run, "auto", "latest", or the path of a checkpoint.
+        accelerator: one to use instead of the experiment's own; tests inject a gradient scaler by it.
+
+    `run()` raises a `CamoxError` for everything a user can cause; the run's folder then holds `exit.json`.
+    """
+
+    def __init__(self, experiment: Experiment, resume: str | None = None, accelerator: Accelerator | None = None):
+        self.experiment = experiment
+        self.resume = resume
+        self.phases = experiment.phases_resolved()
+        self.accelerator = accelerator or build_accelerator(experiment)
+        self.console = Console(active=self.accelerator.is_main_process)
+        self.folder = RunFolder(experiment.run_folder)
+        self.phase: ResolvedPhase | None = None
+        self.epoch = 0
+        self.step = 0
+        self.best: dict[str, Any] = {}
+
+    def run(self) -> None:
+        """Trains from the first epoch, or from the checkpoint to resume, to the last."""
+        checkpoint = once(self.accelerator, lambda: self.folder.open(self.experiment, self.resume))
+        try:
+            self._build()
+            if checkpoint is not None:
+                self._restore(read_checkpoint(checkpoint))
+            self._start_tracking()
+            self._train()
+            self._finish()
+        except BaseException as error:
+            self._close(error)
+            raise
+        self._close(None)
+
+    # ---- before the first step
+
+    def _build(self) -> None:
+        experiment, accelerator = self.experiment, self.accelerator
+        settings = experiment.experiment
+        set_seed(settings.seed)
+        torch.use_deterministic_algorithms(settings.deterministic, warn_only=True)
+        data = experiment.data
+        self.train_source, self.held_out = open_training_sources(
+            [source.plain() for source in data.train],
+            [source.plain() for source in data.val],
+            data.val_fraction,
+            settings.seed,
+        )
+
+        self.network = CamoXpert.from_experiment(experiment).to(accelerator.device)
+        self.network_config = self.network.config
+        optimizer = build_optimizer(
+            self.network,
+            {
+                "backbone": experiment.optimizer.backbone_lr_mult,
+                "router": experiment.optimizer.router_lr_mult,
+            },
+            experiment.optimizer.weight_decay,
+            experiment.optimizer.betas,
+            fused=experiment.optimizer.fused is not False,
+        )
+        self.optimizer = accelerator.prepare(optimizer)
+        ema = experiment.ema
+        self.average = WeightAverage(self.network, ema.decay, ema.warmup) if ema.enabled else None
+        objective = SegmentationObjective(experiment.loss.plain())
+        self.skipped = SkippedSteps(
+            experiment.stability.max_skipped_steps, experiment.precision.min_scale, accelerator.device
+        )
+        self.training_step = TrainingStep(
+            accelerator,
+            self.network,
+            self.optimizer,
+            objective,
+            self.average,
+            self.skipped,
+            experiment.model.moe.balance.z_loss,
+            experiment.optimizer.clip,
+            experiment.optimizer.router_clip,
+        )
+        self.validator = Validator(
+            accelerator,
+            EvalSet(self.held_out, data.image_size),
+            objective,
+            experiment.validation.measures,
+            data.batch_size,
+            data.workers,
+        )
+        # Weights began alike on all ranks; dropout and routing noise must not.
+        torch.manual_seed(settings.seed + accelerator.process_index)
+
+    def _start_tracking(self) -> None:
+        self.trackers = Trackers([])
+        self._announce()
+        if not self.accelerator.is_main_process:
+            return
+        experiment, folder = self.experiment, self.folder.path
+        self.events = EventLog(folder / "events.jsonl")
+        settings = experiment.tracking
+        wandb = WandbTracker(
+            settings.wandb,
+            settings.project,
+            settings.entity,
+            experiment.experiment.name,
+            experiment.plain(),
+            folder,
+            experiment.experiment.notes,
+            experiment.experiment.tags,
+            resume=self.step > 0,
+            warn=lambda text: self._event("tracking", text, severity="warning"),
+        )
+        self.trackers = Trackers([JsonlTracker(folder / "metrics.jsonl", resume_step=self.step), wandb])
+        kind = "resume" if self.step else "start"
+        self._event(kind, f"{kind} at epoch {self.epoch}, step {self.step}", severity="info")
+
+    # ---- the loop
+
+    def _train(self) -> None:
+        epochs = self.experiment.epochs
+        steps = sum(phase.epochs * self._steps_in(phase) for phase in self.phases)
+        with self.console.training(steps, epochs) as progress:
+            while self.epoch < epochs:
+                phase = phase_of(self.epoch, self.phases)
+                if phase is not self.phase:
+                    self._enter(phase)
+                self._train_epoch(phase, progress)
+                self.epoch += 1
+                scores = self._validate() if self._due(self.experiment.validation.every_epochs) else None
+                self._save(scores)
+
+    def _enter(self, phase: ResolvedPhase) -> None:
+        """Sets up a phase: what is frozen, a fresh wrapper for the ranks, a loader with its sizes."""
+        self.phase = phase
+        # Drops the last phase's wrapper; the optimizer, the average and the network itself stay.
+        self.accelerator.free_memory()
+        apply_freeze(self.network, phase)
+        self.network.train()
+        self.shell = self.accelerator.prepare(TrainingShell(self.network))
+        data = self.experiment.data
+        self.sampler = self._sampler(phase)
+        dataset = TrainSet(
+            self.train_source,
+            phase.image_size,
+            [transform.specification() for transform in data.augment],
+            self.experiment.experiment.seed,
+        )
+        pin = self.accelerator.device.type == "cuda"
+        self.loader: DataLoader[TrainBatch] = train_loader(dataset, self.sampler, data.workers, pin)
+
+    def _train_epoch(self, phase: ResolvedPhase, progress: TrainingProgress) -> None:
+        self.sampler.set_position(self.epoch)
+        self.network.train()
+        steps = self._steps_in(phase)
+        progress.start_epoch(phase.name, self.epoch + 1, steps)
+        clock = _Clock()
+        batches = iter(self.loader)
+        for number in range(steps):
+            position = self.epoch + (number + 1) / steps
+            controls = self._controls(phase, position)
+            with clock.waiting():
+                window = list(self._window(batches, phase.accumulate))
+            self.training_step(self.shell, window, controls)
+            self.step += 1
+            if self.step % self.experiment.tracking.log_every and number + 1 < steps:
+                progress.advance(self.step)
+                continue
+            values = self._values(phase, controls, position, clock)
+            progress.advance(self.step, values)
+            self.trackers.log(values, step=self.step, epoch=self.epoch, phase=phase.name)
+
+    def _window(self, batches: Iterator[TrainBatch], accumulate: int) -> Iterator[TrainBatch]:
+        """The micro-batches of one optimizer step on the device; the last window of an epoch may be shorter."""
+        for batch in islice(batches, accumulate):
+            if batch.problems:
+                raise DataError(f"{batch.problems[0]}; training stopped, finished checkpoints are intact")
+            yield batch.to(self.accelerator.device, non_blocking=True)
+
+    def _controls(self, phase: ResolvedPhase, position: float) -> Controls:
+        settings, total = self.experiment.schedule, self.experiment.epochs
+        moe = self.experiment.model.moe
+        balance = moe.balance
+        coefficient = 0.0
+        if balance.kind != "none":
+            coefficient = schedule.balance_coefficient(
+                position, balance.warmup_epochs, balance.coefficient, balance.coefficient_after_warmup
+            )
+        return Controls(
+            learning_rate=schedule.learning_rate(
+                position, total, phase.lr, settings.name, settings.warmup_epochs, settings.min_lr
+            ),
+            balance_coefficient=coefficient,
+            noise_share=schedule.noise_share(position, total, moe.router.noise_fraction),
+        )
+
+    def _values(self, phase: ResolvedPhase, controls: Controls, position: float, clock: "_Clock") -> dict[str, Any]:
+        """Reads the meters of the interval that ends here: the one wait for the device between logged steps."""
+        step = self.training_step
+        batches = step.batch_meters.read(lambda sums: self.accelerator.reduce(sums, "sum"))
+        steps = step.step_meters.read(lambda sums: sums)
+        in_a_row, skipped = self.skipped.read()
+        scaler = self.accelerator.scaler
+        scale = None if scaler is None else scaler.get_scale()
+        network = self.network
+        values: dict[str, Any] = training_values(batches, steps, network.expert_names, network.scales)
+        seconds, waited = clock.lap()
+        values |= {
+            "train/images_per_second": float(batches["images"]) / seconds,
+            "train/data_wait": waited / seconds,
+            "train/effective_batch": phase.batch_size * phase.accumulate * self.accelerator.num_processes,
+            "router/warmup_factor": schedule.warmup_factor(position, self.experiment.model.moe.balance.warmup_epochs),
+            "router/coefficient": controls.balance_coefficient,
+            "amp/skipped_steps": skipped,
+            "stability/skipped_batches": skipped,
+        }
+        values |= {f"lr/{group['name']}": group["lr"] for group in self.optimizer.param_groups}
+        for stride in network.scales:
+            values[f"router/stride_{stride}/bias_max"] = network.balance(stride).bias.abs().max().item()
+        if scale is not None:
+            values["amp/scale"] = scale
+        if self.accelerator.device.type == "cuda":
+            values["memory/peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        if in_a_row:
+            self._event(
+                "skipped_step",
+                f"gradients were not finite: up to {in_a_row} steps in a row skipped, {skipped} in all",
+                details={"in_a_row": in_a_row, "total": skipped, "scale": scale},
+            )
+        if reason := self.skipped.verdict(in_a_row, scale):
+            raise self._stop("skipped_steps", reason)
+        return values
+
+    # ---- validation and checkpoints
+
+    def _validate(self) -> dict[str, dict[str, Any]]:
+        """Scores raw and averaged weights on the held-out part."""
+        scores = {"val": self.validator.score(self.network)}
+        if self.average is not None:
+            scores["val_ema"] = self.validator.score(self.average.model)
+        self.console.validation(scores["val"], scores.get("val_ema"), epoch=self.epoch, step=self.step)
+        values = {f"{prefix}/{name}": value for prefix, of in scores.items() for name, value in flat(of).items()}
+        assert self.phase is not None
+        self.trackers.log(values, step=self.step, epoch=self.epoch - 1, phase=self.phase.name)
+        return scores
+
+    def _save(self, scores: dict[str, dict[str, Any]] | None) -> None:
+        """Saves when due or better than ever; what holds NaN never becomes a checkpoint."""
+        monitor = self.experiment.checkpoints.monitor
+        better = ""
+        if scores is not None:
+            better = better_weights(scores["val"], scores.get("val_ema"), monitor)
+            score = scores["val" if better == "raw" else "val_ema"].get(monitor)
+            improved = score is not None and is_better(score, self.best.get("score"), monitor)
+            if improved:
+                self.best = {"score": score, "epoch": self.epoch, "weights": better}
+        else:
+            improved = False
+        if not improved and not self._due(self.experiment.checkpoints.every_epochs):
+            return
+        generators = generator_states(self.accelerator.num_processes)
+        try:
+            once(self.accelerator, lambda: self._write(generators, scores, improved, better))
+        except CheckpointError as error:
+            raise self._stop("checkpoint", str(error)) from error
+
+    def _write(
+        self,
+        generators: dict[str, Any],
+        scores: dict[str, dict[str, Any]] | None,
+        improved: bool,
+        better: str,
+    ) -> None:
+        started = time.perf_counter()
+        settings = self.experiment.checkpoints
+        tensors = {"model": self.network.state_dict()}
+        if self.average is not None:
+            tensors["ema"] = self.average.state_tensors()
+        tensors["optimizer"] = optimizer_tensors(self.network, self.optimizer.optimizer)
+        measures = {
+            f"{prefix}/{name}": value
+            for prefix, of in (scores or {}).items()
+            for name, value in flat(of).items()
+            if value is not None
+        }
+        if better:
+            # Under the plain name the better of raw and averaged weights: what "best" is chosen by.
+            measures[settings.monitor] = measures[f"{'val' if better == 'raw' else 'val_ema'}/{settings.monitor}"]
+        name = f"epoch_{self.epoch:04d}"
+        path = write_checkpoint(
+            self.folder.path,
+            name,
+            {**tensors, **generators},
+            state=self._state(),
+            config=self.network_config,
+            measures=measures,
+            experiment_fingerprint=self.experiment.fingerprint(),
+            step=self.step,
+            epoch=self.epoch,
+        )
+        set_pointer(self.folder.path, "latest", name)
+        if improved or not self.best:
+            set_pointer(self.folder.path, "best", name)
+        retain(self.folder.path, settings.keep_last, settings.keep_best, settings.monitor)
+        seconds = time.perf_counter() - started
+        note = f"best {settings.monitor} {self.best['score']:.3f} ({better})" if improved else ""
+        self.console.checkpoint(path, seconds=seconds, note=note)
+        assert self.phase is not None
+        values = {"checkpoint/seconds": seconds, "checkpoint/blocked_seconds": seconds}
+        self.trackers.log(values, step=self.step, epoch=self.epoch - 1, phase=self.phase.name)
+
+    def _state(self) -> dict[str, Any]:
+        scaler = self.accelerator.scaler
+        return {
+            "step": self.step,
+            "epoch": self.epoch,
+            "batch": 0,
+            "attempt": 0,
+            "best": self.best,
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "guards": {"skipped_steps": self.skipped.state_dict()},
+            "ema_updates": None if self.average is None else self.average.updates.item(),
+            "ranks": self.accelerator.num_processes,
+        }
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        state, path = checkpoint.state, checkpoint.path
+        load_into(self.network, checkpoint.tensors("model"), f"{path}/model.safetensors")
+        if self.average is not None:
+            load_into(self.average.model, checkpoint.tensors("ema"), f"{path}/ema.safetensors")
+            self.average.updates.fill_(state["ema_updates"])
+        load_optimizer_tensors(self.network, self.optimizer.optimizer, checkpoint.tensors("optimizer"))
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.skipped.load_state_dict(state["guards"]["skipped_steps"])
+        self.step, self.epoch, self.best = state["step"], state["epoch"], state["best"]
+        restore_generators(checkpoint, self.accelerator.process_index)
+
+    # ---- the end
+
+    def _finish(self) -> None:
+        """Scores the best checkpoint on the test sources, where there are any, and says where everything is."""
+        if not self.accelerator.is_main_process:
+            return
+        run = self.folder.path
+        if self.experiment.data.test:
+            evaluate(run, batch_size=self.experiment.data.batch_size, workers=self.experiment.data.workers)
+        rows: list[tuple[str, object]] = [("run folder", run)]
+        if self.best:
+            monitor, best = self.experiment.checkpoints.monitor, self.best
+            rows.append(
+                (
+                    f"best {monitor}",
+                    f"{best['score']:.4f} at epoch {best['epoch']}, {best['weights']} weights",
+                )
+            )
+        rows += [
+            ("best checkpoint", run / "checkpoints" / f"epoch_{self.best['epoch']:04d}") if self.best else ("", ""),
+            ("inspect it", f"python tools/inspect_checkpoint.py {run}"),
+            ("predict with it", f"camox predict {run} IMAGES --out DIR"),
+        ]
+        self.console.summary("done", [row for row in rows if row[0]])
+
+    def _close(self, error: BaseException | None) -> None:
+        code, reason = outcome(error)
+        if hasattr(self, "trackers"):
+            self.trackers.finish()
+        if self.accelerator.is_main_process:
+            self.folder.close(code, reason)
+
+    def _stop(self, kind: str, reason: str) -> TrainingStopped:
+        """Logs why a guard ends the run, and where to go on from."""
+        clean = list_checkpoints(self.folder.path)
+        where = f"the last clean checkpoint is {clean[-1]}" if clean else "there is no checkpoint yet"
+        message = f"stopped at step {self.step} (epoch {self.epoch}): {reason}; {where}"
+        self._event(kind, message, severity="error")
+        return TrainingStopped(message)
+
+    # ---- small things
+
+    def _announce(self) -> None:
+        experiment, accelerator, network = self.experiment, self.accelerator, self.network
+        for text in [
+            *self.train_source.notices,
+            *experiment.warnings,
+            *precision_notices(experiment, accelerator),
+        ]:
+            self.console.warning(text)
+        batches = ", ".join(
+            f"{p.name}: {p.batch_size} × {p.accumulate} × {accelerator.num_processes} = "
+            f"{p.batch_size * p.accumulate * accelerator.num_processes}"
+            for p in self.phases
+        )
+        parameters = sum(parameter.numel() for parameter in network.parameters()) / 1e6
+        moe = experiment.model.moe
+        active = f"top {moe.top_k} of {len(moe.experts)}" if moe.mode == "sparse" else f"all {len(moe.experts)}"
+        rows: list[tuple[str, object]] = [
+            (
+                "data",
+                f"{len(self.train_source)} training, {len(self.held_out)} held out ({self.train_source.label})",
+            ),
+            ("model", f"{experiment.model.backbone}, {active} experts, {parameters:.1f} M parameters"),
+            ("phases", ", ".join(f"{phase.name} {phase.epochs} epochs" for phase in self.phases)),
+            ("effective batch", batches),
+            (
+                "device",
+                f"{accelerator.num_processes} × {accelerator.device.type}, {precision_name(accelerator)}",
+            ),
+            ("run folder", self.folder.path),
+        ]
+        if self.step:
+            rows.append(("resumed", f"after epoch {self.epoch}, step {self.step}"))
+        self.console.header(f"camox: {experiment.experiment.name}", rows)
+
+    def _event(self, kind: str, message: str, severity: Any = "warning", details: dict[str, Any] | None = None) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        self.events.append(kind, message, step=self.step, epoch=self.epoch, severity=severity, details=details)
+        if severity == "warning":
+            self.console.warning(message)
+
+    def _sampler(self, phase: ResolvedPhase) -> EpochBatches:
+        return EpochBatches(
+            len(self.train_source),
+            phase.batch_size,
+            self.experiment.experiment.seed,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+        )
+
+    def _steps_in(self, phase: ResolvedPhase) -> int:
+        """Optimizer steps in one epoch of a phase."""
+        return -(-len(self._sampler(phase)) // phase.accumulate)
+
+    def _due(self, every: int) -> bool:
+        return self.epoch % every == 0 or self.epoch == self.experiment.epochs
+
+
+def flat(summary: dict[str, Any]) -> dict[str, Any]:
+    """An evaluator's summary as plain names: measures, `count`, and the false-positive area on empty images."""
+    values = {name: value for name, value in summary.items() if name not in ("groups", "empty")}
+    values |= {f"{group}/iou": scores["iou"] for group, scores in summary["groups"].items() if "iou" in scores}
+    if summary["empty"]["count"]:
+        values["false_positive_area"] = summary["empty"]["false_positive_area"]
+    return values
+
+
+def outcome(error: BaseException | None) -> tuple[int, str]:
+    """Exit code and reason of a run that ended with this error."""
+    if error is None:
+        return 0, "done"
+    if isinstance(error, CamoxError):
+        return error.exit_code, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return 130, "interrupted"
+    return 1, f"{type(error).__name__}: {error}"
+
+
+class _Clock:
+    """Seconds since the last lap, and how many of them went into waiting for data."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._waited = 0.0
+
+    def waiting(self) -> "_Clock":
+        return self
+
+    def __enter__(self) -> None:
+        self._entered = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._waited += time.perf_counter() - self._entered
+
+    def lap(self) -> tuple[float, float]:
+        now = time.perf_counter()
+        seconds, waited = now - self._start, self._waited
+        self._start, self._waited = now, 0.0
+        return seconds, waited

@@ -1,0 +1,74 @@
+"""Held-out scores during training: every rank its own images, none twice, one summary for all."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from camox.data.loading import EvalBatch, EvalSet, eval_loader
+from camox.inference.evaluation import evaluate_model
+from camox.losses.composite import SegmentationObjective
+from camox.measures.evaluator import Evaluator
+from camox.models.camoxpert import CamoXpert, CamoXpertOutput
+
+
+class Validator:
+    """Scores a network on held-out samples.
+
+    Ranks take every n-th sample without padding, so no image counts twice, and results are gathered per image:
+    the summary does not depend on the number of ranks or the batch size.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        dataset: EvalSet,
+        objective: SegmentationObjective,
+        measures: tuple[str, ...],
+        batch_size: int,
+        workers: int,
+    ):
+        self.accelerator = accelerator
+        self.objective = objective
+        self.measures = measures
+        shard = range(accelerator.process_index, len(dataset), accelerator.num_processes)
+        self._loader = eval_loader(dataset, shard, batch_size, workers, accelerator.device.type == "cuda")
+
+    def score(self, network: CamoXpert) -> dict[str, Any]:
+        """The evaluator's summary and the mean loss per image under "loss", the same on every rank."""
+        evaluator = Evaluator("camox", self.measures)
+        losses: list[tuple[int, float, int]] = []
+        was_training = network.training
+        network.eval()
+        evaluate_model(
+            network,
+            self._loader,
+            evaluator,
+            self.accelerator.device,
+            autocast=self._autocast(),
+            observe=lambda output, batch: losses.append(self._loss(output, batch)),
+        )
+        network.train(was_training)
+        # One gather of plain per-image results; tensors would need equal counts on all ranks.
+        everything = gather_object([(evaluator.results, losses)])
+        whole = Evaluator("camox", self.measures)
+        for results, _ in everything:
+            whole.extend(results)
+        # Summed in the order of images, so that the number of ranks cannot move the last bit.
+        weighted = sorted(entry for _, of_rank in everything for entry in of_rank)
+        images = sum(count for *_, count in weighted)
+        return {**whole.summary(), "loss": sum(loss * count for _, loss, count in weighted) / images}
+
+    def _autocast(self) -> Callable[[], AbstractContextManager[Any]]:
+        return self.accelerator.autocast
+
+    def _loss(self, output: CamoXpertOutput, batch: EvalBatch) -> tuple[int, float, int]:
+        size = batch.images.shape[-1]
+        masks = [cv2.resize(truth, (size, size), interpolation=cv2.INTER_NEAREST) for truth in batch.truths]
+        stacked = torch.from_numpy(np.stack(masks)[:, None]).to(output.logits.device)
+        return int(batch.indices[0]), self.objective(output, stacked).total.item(), len(masks)

@@ -1,0 +1,193 @@
+import io
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from camox.data.decoding import read_header, read_image, read_mask
+from camox.errors import DataError
+
+
+def photograph(height=48, width=64):
+    rows, columns = np.mgrid[:height, :width]
+    channels = [rows * 255 // height, columns * 255 // width, np.full_like(rows, 90)]
+    return np.stack(channels, axis=2).astype(np.uint8)
+
+
+def encoded(image, form, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def save(path, array, **options):
+    Image.fromarray(array).save(path, **options)
+    return path
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "LA", "1", "CMYK"])
+def test_every_pillow_mode_becomes_uint8_rgb(tmp_path, mode):
+    path = tmp_path / ("image.tif" if mode == "CMYK" else "image.png")
+    Image.fromarray(photograph()).convert(mode).save(path)
+    image = read_image(path)
+    assert image.dtype == np.uint8
+    assert image.shape == (48, 64, 3)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_jpeg_equals_pillow_within_rounding(tmp_path, mode, progressive):
+    path = tmp_path / "image.jpg"
+    Image.fromarray(photograph()).convert(mode).save(path, progressive=progressive, quality=95)
+    reference = np.array(Image.open(path).convert("RGB")).astype(int)
+    assert np.abs(read_image(path).astype(int) - reference).max() <= 2
+
+
+def test_channels_are_in_rgb_order(tmp_path):
+    red = np.zeros((16, 16, 3), np.uint8)
+    red[..., 0] = 200
+    image = read_image(save(tmp_path / "red.jpg", red, quality=100))
+    assert image[..., 0].min() > 190
+    assert image[..., 1:].max() < 10
+
+
+def test_sixteen_bit_grey_keeps_its_range(tmp_path):
+    levels = np.linspace(0, 65535, 64 * 48).reshape(48, 64).astype(np.uint16)
+    cv2.imwrite(str(tmp_path / "deep.png"), levels)
+    assert np.array_equal(read_image(tmp_path / "deep.png")[..., 0], (levels >> 8).astype(np.uint8))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_as_pillow_applies_it(tmp_path, orientation, suffix):
+    path = tmp_path / f"turned.{suffix}"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(photograph()).save(path, exif=exif, quality=95)
+    reference = np.array(ImageOps.exif_transpose(Image.open(path)))
+    image = read_image(path)
+    assert image.shape == reference.shape
+    assert np.abs(image.astype(int) - reference).max() <= 2
+    assert read_header(path).upright == reference.shape[1::-1]
+    assert read_image(path, apply_orientation=False).shape == (48, 64, 3)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@settings(max_examples=40, deadline=None)
+@given(share=st.floats(0.0, 0.995))
+def test_truncated_jpeg_never_decodes(tmp_path_factory, progressive, share):
+    noise = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
+    whole = encoded(Image.fromarray(noise), "JPEG", progressive=progressive)
+    path = tmp_path_factory.mktemp("cut") / "cut.jpg"
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(DataError, match=r"cut\.jpg"):
+        read_image(path)
+
+
+def test_truncated_jpeg_with_a_whole_thumbnail_in_its_exif_does_not_decode(tmp_path):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    thumbnail = encoded(noise.resize((16, 16)), "JPEG")
+    whole = encoded(noise, "JPEG", exif=b"Exif\x00\x00" + thumbnail)
+    (tmp_path / "cut.jpg").write_bytes(whole[:-200])
+    with pytest.raises(DataError, match="truncated"):
+        read_image(tmp_path / "cut.jpg")
+
+
+def test_jpeg_with_bytes_after_its_end_decodes(tmp_path):
+    (tmp_path / "tail.jpg").write_bytes(encoded(Image.fromarray(photograph()), "JPEG") + b"camera notes")
+    assert read_image(tmp_path / "tail.jpg").shape == (48, 64, 3)
+
+
+@settings(max_examples=100, deadline=None)
+@given(form=st.sampled_from(["JPEG", "PNG", "BMP", "TIFF", "WEBP"]), seed=st.integers(0, 10**6))
+def test_damaged_bytes_give_an_image_or_a_data_error(tmp_path_factory, form, seed):
+    random = np.random.default_rng(seed)
+    data = np.frombuffer(encoded(Image.fromarray(photograph()), form), np.uint8).copy()
+    places = random.integers(0, len(data), 12)
+    data[places] = random.integers(0, 256, 12)
+    path = tmp_path_factory.mktemp("damaged") / "damaged"
+    path.write_bytes(data[: random.integers(1, len(data) + 1)].tobytes())
+    for read in (read_image, read_mask):
+        try:
+            read(path)
+        except DataError as error:
+            assert "damaged" in str(error)  # noqa: PT017
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image at all"])
+@pytest.mark.parametrize("read", [read_image, read_mask, read_header])
+def test_what_is_no_image_is_named(tmp_path, read, content):
+    path = tmp_path / "a name with spaces ü.png"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"a name with spaces ü\.png: .*(empty|not an image)"):
+        read(path)
+
+
+@pytest.mark.parametrize("read", [read_image, read_mask, read_header])
+def test_missing_file_is_named(tmp_path, read):
+    with pytest.raises(DataError, match=r"gone\.png: no such file"):
+        read(tmp_path / "gone.png")
+
+
+def test_floating_point_pixels_are_refused(tmp_path):
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(DataError, match="floating-point"):
+        read_image(tmp_path / "float.tif")
+
+
+TRUTH = np.zeros((20, 30), np.uint8)
+TRUTH[5:12, 8:21] = 1
+
+
+@pytest.mark.parametrize(
+    "levels",
+    [
+        TRUTH,
+        TRUTH * 255,
+        TRUTH * 255 + (1 - TRUTH) * 2,
+        TRUTH * 129,
+        (1 - TRUTH) * 128 + TRUTH * 200,
+        TRUTH * 7,
+    ],
+    ids=["0-1", "0-255", "2-255", "0-129", "128-200", "0-7"],
+)
+def test_levels_of_masks(tmp_path, levels):
+    assert np.array_equal(read_mask(save(tmp_path / "mask.png", levels.astype(np.uint8))), TRUTH)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK"])
+def test_modes_of_masks(tmp_path, mode):
+    path = tmp_path / ("mask.tif" if mode == "CMYK" else "mask.png")
+    Image.fromarray(TRUTH * 255).convert(mode).save(path)
+    assert np.array_equal(read_mask(path), TRUTH)
+
+
+@pytest.mark.parametrize("scale", [1, 255, 65535])
+def test_sixteen_bit_masks(tmp_path, scale):
+    cv2.imwrite(str(tmp_path / "mask.png"), TRUTH.astype(np.uint16) * scale)
+    assert np.array_equal(read_mask(tmp_path / "mask.png"), TRUTH)
+
+
+def test_jpeg_mask_is_clean_in_spite_of_its_ringing(tmp_path):
+    assert np.array_equal(read_mask(save(tmp_path / "mask.jpg", TRUTH * 255, quality=75)), TRUTH)
+
+
+def test_palette_mask_with_label_colours(tmp_path):
+    mask = Image.fromarray(TRUTH).convert("P")
+    mask.putdata(TRUTH.ravel().tolist())
+    mask.putpalette([0, 0, 0, 128, 0, 0])
+    mask.save(tmp_path / "mask.png")
+    assert np.array_equal(read_mask(tmp_path / "mask.png"), TRUTH)
+
+
+def test_mask_in_the_alpha_channel(tmp_path):
+    white = np.full((20, 30, 3), 255, np.uint8)
+    rgba = np.concatenate([white, TRUTH[..., None] * 255], axis=2)
+    assert np.array_equal(read_mask(save(tmp_path / "mask.png", rgba)), TRUTH)
+
+
+def test_empty_mask_stays_empty(tmp_path):
+    assert read_mask(save(tmp_path / "mask.png", TRUTH * 0)).sum() == 0

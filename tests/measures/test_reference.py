@@ -1,0 +1,191 @@
+"""Protocol "pysod" against pysodmetrics run its own way, and against published values."""
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import cv2
+import numpy as np
+import py_sod_metrics as pysod
+import pytest
+
+from camox.measures import image_measures
+from camox.measures.evaluator import Evaluator, uint8_probability
+from camox.measures.protocol import ALL_MEASURES, PYSOD
+from camox.measures.scoring import read_grey, score_folder
+
+TOLERANCE = 1e-6
+PUBLISHED_NAMES = {
+    "Smeasure": "s_measure",
+    "wFmeasure": "f_weighted",
+    "MAE": "mae",
+    "adpFm": "f_adaptive",
+    "meanFm": "f_mean",
+    "maxFm": "f_max",
+    "adpEm": "e_adaptive",
+    "meanEm": "e_mean",
+    "maxEm": "e_max",
+}
+
+
+def reference_measures(pairs):
+    """pysodmetrics run its own way over (prediction, truth) pairs, uint8 [H, W], under our names.
+
+    `iou` and `dice` at 0.5 are left out: the library stretches the map first.
+    """
+    overlaps = pysod.FmeasureV2(
+        {
+            "f": pysod.FmeasureHandler(with_dynamic=True, with_adaptive=True),
+            "iou": pysod.IOUHandler(with_dynamic=True, with_adaptive=True),
+            "dice": pysod.DICEHandler(with_dynamic=True, with_adaptive=True),
+        }
+    )
+    structure, weighted, alignment, error = (
+        pysod.Smeasure(),
+        pysod.WeightedFmeasure(),
+        pysod.Emeasure(),
+        pysod.MAE(),
+    )
+    with warnings.catch_warnings(), np.errstate(invalid="ignore"):
+        warnings.simplefilter("ignore", RuntimeWarning)
+        for prediction, truth in pairs:
+            for measure in (overlaps, structure, weighted, alignment, error):
+                measure.step(prediction, truth)
+    e_values = alignment.get_results()["em"]
+    values = {
+        "s_measure": structure.get_results()["sm"],
+        "f_weighted": weighted.get_results()["wfm"],
+        "mae": error.get_results()["mae"],
+        "e_max": e_values["curve"].max(),
+        "e_mean": e_values["curve"].mean(),
+        "e_adaptive": e_values["adp"],
+    }
+    for family, result in overlaps.get_results().items():
+        values[f"{family}_max"] = result["dynamic"].max()
+        values[f"{family}_mean"] = result["dynamic"].mean()
+        values[f"{family}_adaptive"] = result["adaptive"]
+    return {name: float(value) for name, value in values.items()}
+
+
+def random_pair(seed):
+    """A prediction that follows its truth more or less; grey levels in both, sizes from 1 to 60."""
+    rng = np.random.default_rng(seed)
+    height, width = rng.integers(1, 61, size=2)
+    field = cv2.GaussianBlur(rng.random((height, width)), (0, 0), 3)
+    truth = ((field > np.quantile(field, rng.uniform(0.1, 0.95))) * 255).astype(np.uint8)
+    truth[rng.random((height, width)) < 0.02] = rng.integers(0, 256)
+    noise = cv2.GaussianBlur(rng.random((height, width)), (0, 0), rng.uniform(0.5, 3)) * 255
+    mixed = rng.uniform(0, 1) * truth + rng.uniform(0, 1) * noise
+    return mixed.clip(0, 255).astype(np.uint8), truth
+
+
+def constant(value, shape):
+    return np.full(shape, value, np.uint8)
+
+
+def single(row, column, shape=(17, 23)):
+    truth = np.zeros(shape, np.uint8)
+    truth[row, column] = 255
+    return truth
+
+
+RAMP = np.linspace(0, 255, 17 * 23).reshape(17, 23).astype(np.uint8)
+EDGES = {
+    "empty truth, empty map": (constant(0, (9, 9)), constant(0, (9, 9))),
+    "empty truth, full map": (constant(255, (9, 9)), constant(0, (9, 9))),
+    "empty truth, ramp": (RAMP, constant(0, RAMP.shape)),
+    "full truth, empty map": (constant(0, (9, 9)), constant(255, (9, 9))),
+    "full truth, full map": (constant(255, (9, 9)), constant(255, (9, 9))),
+    "full truth, ramp": (RAMP, constant(255, RAMP.shape)),
+    "constant map": (constant(100, RAMP.shape), single(5, 5)),
+    "empty map": (constant(0, RAMP.shape), single(5, 5)),
+    "one pixel": (single(5, 5), single(5, 5)),
+    "one pixel, missed": (single(5, 6), single(5, 5)),
+    "first pixel": (RAMP, single(0, 0)),
+    "last pixel, where the library's S is NaN": (RAMP, single(16, 22)),
+    "1×1 object": (constant(200, (1, 1)), constant(255, (1, 1))),
+    "1×1 background": (constant(200, (1, 1)), constant(0, (1, 1))),
+    "one row": (RAMP[:1], constant(255, (1, 23)) * (np.arange(23) > 11)),
+    "grey truth around the threshold": (RAMP, RAMP // 2 + 65),
+    "inverted": (255 - single(5, 5), single(5, 5)),
+}
+
+
+def assert_equals_reference(prediction, truth):
+    expected = reference_measures([(prediction, truth)])
+    actual = image_measures(prediction, truth, protocol="pysod")
+    assert actual.keys() == set(ALL_MEASURES)
+    for name, value in expected.items():
+        assert actual[name] == pytest.approx(value, rel=TOLERANCE, abs=TOLERANCE, nan_ok=True), name
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_every_measure_of_a_random_pair_equals_the_reference(seed):
+    assert_equals_reference(*random_pair(seed))
+
+
+@pytest.mark.parametrize("case", EDGES)
+def test_every_measure_at_an_edge_equals_the_reference(case):
+    assert_equals_reference(*EDGES[case])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_iou_and_dice_are_those_at_one_half_of_the_map_as_it_is(seed):
+    prediction, truth = random_pair(seed)
+    predicted, objects = prediction >= 127.5, truth > 128
+    intersection, areas = (predicted & objects).sum(), predicted.sum() + objects.sum()
+    actual = image_measures(prediction, truth, protocol="pysod")
+    assert actual["iou"] == pytest.approx(intersection / max(areas - intersection, 1))
+    assert actual["dice"] == pytest.approx(2 * intersection / max(areas, 1))
+
+
+def test_a_datasets_summary_equals_the_reference():
+    pairs = [random_pair(seed) for seed in range(20)]
+    evaluator = Evaluator("pysod")
+    for index, (prediction, truth) in enumerate(pairs):
+        evaluator.add(index, str(index), "", uint8_probability(prediction), PYSOD.binarise_truth(truth))
+    summary = evaluator.summary()
+    expected = reference_measures(pairs)
+    assert summary["count"] == 20
+    assert {name: summary[name] for name in expected} == pytest.approx(expected, rel=TOLERANCE, abs=TOLERANCE)
+
+
+def published(name):
+    """Folder and expected values of a set of published pairs that is kept outside the repository."""
+    beside = Path(__file__).parents[3] / "shared/data/open_pairs"
+    folder = Path(os.environ.get("CAMOX_OPEN_PAIRS", beside)) / name
+    if not folder.is_dir():
+        pytest.skip(f"no {name}: set CAMOX_OPEN_PAIRS to the folder that holds it")
+    return folder, json.loads((folder / "expected_pysodmetrics_1.6.2.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["pysodmetrics_examples", "metric_reference"])
+def test_published_values_per_image(name):
+    folder, expected = published(name)
+    for file, values in expected["per_image"].items():
+        actual = image_measures(read_grey(folder / "preds" / file), read_grey(folder / "masks" / file))
+        renamed = {PUBLISHED_NAMES[key]: value for key, value in values.items()}
+        assert {key: actual[key] for key in renamed} == pytest.approx(renamed, rel=0, abs=TOLERANCE), file
+
+
+@pytest.mark.parametrize("name", ["pysodmetrics_examples", "metric_reference"])
+def test_published_values_of_the_whole_set(name):
+    folder, expected = published(name)
+    summary = score_folder(folder / "preds", folder / "masks", protocol="pysod").summary
+    renamed = {PUBLISHED_NAMES[key]: value for key, value in expected["total"].items()}
+    assert {key: summary[key] for key in renamed} == pytest.approx(renamed, rel=0, abs=TOLERANCE)
+
+
+def test_importing_measures_does_not_import_the_library():
+    code = "import sys, camox.measures; sys.exit('py_sod_metrics' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_other_arrays_are_refused():
+    with pytest.raises(ValueError, match="uint8"):
+        image_measures(np.zeros((4, 4)), np.zeros((4, 4), np.uint8))
+    with pytest.raises(ValueError, match="differ in shape"):
+        image_measures(np.zeros((4, 4), np.uint8), np.zeros((4, 5), np.uint8))

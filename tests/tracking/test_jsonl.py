@@ -1,0 +1,59 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from camox.tracking.jsonl import JsonLines, plain
+
+
+def records(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_lines_are_on_disk_at_once(tmp_path):
+    lines = JsonLines(tmp_path / "new" / "x.jsonl")
+    lines.append({"step": 1})
+    assert records(tmp_path / "new" / "x.jsonl") == [{"step": 1}]
+    lines.close()
+
+
+def test_every_torn_end_is_removed(tmp_path):
+    whole = b'{"step": 1}\n{"step": 2}\n'
+    for length in range(len(whole) + 1):
+        path = tmp_path / "x.jsonl"
+        path.write_bytes(whole[:length])
+        lines = JsonLines(path)
+        lines.append({"step": 3})
+        lines.close()
+        complete = whole[:length].count(b"\n")
+        assert records(path) == [{"step": step} for step in [*range(1, complete + 1), 3]]
+
+
+def test_non_finite_number_is_refused_and_leaves_no_trace(tmp_path):
+    lines = JsonLines(tmp_path / "x.jsonl")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        lines.append({"x": float("nan")})
+    lines.close()
+    assert records(tmp_path / "x.jsonl") == []
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (np.float32(0.5), 0.5),
+        (np.int64(3), 3),
+        (np.array([1, 2]), [1, 2]),
+        ((1, "a", None), [1, "a", None]),
+        ({"b", "a"}, ["a", "b"]),
+        (Path("runs/x"), "runs/x"),
+        ({1: {"x": (True,)}}, {"1": {"x": [True]}}),
+    ],
+)
+def test_plain(value, expected):
+    assert json.loads(json.dumps(plain(value))) == expected
+
+
+def test_plain_refuses_what_json_cannot_hold():
+    with pytest.raises(TypeError, match="object"):
+        plain(object())
