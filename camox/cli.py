@@ -78,7 +78,7 @@ def train(
     context: typer.Context,
     experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT.toml", help="The experiment to run.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[TABLE.KEY=VALUE]...", help="Values in place of the file's.")
+        list[str] | None, typer.Argument(metavar="TABLE.KEY=VALUE", help="Values in place of the file's.")
     ] = None,
     resume: Annotated[
         str | None,
@@ -164,7 +164,7 @@ def score(
 @app.command(epilog="Example: `camox predict runs/quickstart photos --out masks --overlay`")
 def predict(
     model: _Model,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="Image files, or folders of images.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGES", help="Image files, or folders of images.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the masks.")],
     overlay: Annotated[bool, typer.Option("--overlay", help="Also write images with the object outlined.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Images that the model sees at once.")] = 1,

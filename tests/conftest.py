@@ -3,8 +3,9 @@
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 # Before torch, albumentations and wandb are first imported; processes that tests start inherit them.
@@ -55,6 +56,69 @@ def fresh_accelerate_state() -> Iterator[None]:
     AcceleratorState._reset_state()
     GradientState._reset_state()
     PartialState._reset_state()
+
+
+@pytest.fixture
+def tiny_experiment(tmp_path: Path) -> Callable[..., Any]:
+    """Makes experiments of the full model class that train in about a second: 2 + 2 steps over two phases."""
+
+    def make(*overrides: str, output: Path | None = None) -> Any:
+        from camox.experiment import Experiment
+
+        path = tmp_path / "tiny.toml"
+        path.write_text(TINY_EXPERIMENT)
+        return Experiment.load(path, overrides, output or tmp_path / "runs")
+
+    return make
+
+
+TINY_EXPERIMENT = """
+[experiment]
+name = "tiny"
+seed = 3
+
+[data]
+train = [{ synthetic = "habitats", count = 12, size = 32, tiny = 0.0 }]
+val_fraction = 0.34
+image_size = 32
+batch_size = 4
+workers = 0
+
+[[data.augment]]
+name = "HorizontalFlip"
+p = 0.5
+
+[model]
+backbone = "resnet10t"
+pretrained = false
+width = 8
+
+[optimizer]
+lr = 1e-3
+
+[schedule]
+warmup_epochs = 1
+
+[[phases]]
+name = "frozen"
+epochs = 1
+freeze = ["backbone"]
+
+[[phases]]
+name = "full"
+epochs = 1
+
+[checkpoints]
+every_epochs = 1
+monitor = "iou"
+
+[validation]
+measures = ["iou", "mae"]
+
+[tracking]
+log_every = 1
+wandb = "disabled"
+"""
 
 
 def _is_local(host: Any) -> bool:

@@ -127,10 +127,8 @@ def _problem(details: Mapping[str, Any], vocabulary: Vocabulary, data: Any) -> P
 
 def _other(kind: str, value: Any, context: Mapping[str, Any], otherwise: str) -> str:
     if kind == "string_pattern_mismatch":
-        allowed = (
-            context["pattern"].strip("^$+[]").replace("A-Za-z0-9", "letters, digits and ").replace(" ._-", " . _ -")
-        )
-        return f"may hold only {allowed}, not {quoted(value)}"
+        dots = " and, behind the first character, dots" if "." in context["pattern"] else ""
+        return f"may hold only letters, digits, underscores, hyphens{dots}, not {quoted(value)}"
     if kind in ("string_too_short", "too_short"):
         return "must not be empty"
     if kind == "too_long":

@@ -21,8 +21,8 @@ Weight = Annotated[float, Field(ge=0)]
 class Identity(Table):
     """Name, seed and place of the run."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
-    """Name of the run and of its folder: letters, digits, dot, underscore and hyphen."""
+    name: str = Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$")
+    """Name of the run and of its folder: letters, digits, underscores, hyphens and, not in front, dots."""
 
     seed: int = Field(default=42, ge=0, lt=2**32)
     """Seed of initial weights, data order, augmentation and dropout."""

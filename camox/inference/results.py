@@ -8,12 +8,15 @@ from camox.errors import DataError
 from camox.measures.tables import Datasets, write_scores
 from camox.tracking.console import Console
 
-# What fits into 80 columns; the files have every measure.
-_COLUMNS = {
+_TITLES = {
     "s_measure": "S",
-    "f_weighted": "wF",
+    "f_weighted": "weighted F",
+    "f_max": "F max",
     "f_mean": "F mean",
+    "f_adaptive": "F adaptive",
+    "e_max": "E max",
     "e_mean": "E mean",
+    "e_adaptive": "E adaptive",
     "mae": "MAE",
     "iou": "IoU",
     "dice": "Dice",
@@ -28,12 +31,12 @@ def report(
     Gives what measures.json holds. Raises DataError where `out` cannot be written.
     """
     summaries = {name: summary for name, (summary, _) in datasets.items()}
-    title = f"protocol {protocol['name']}"
-    rows = [
-        [name, summary["count"], *(_cell(summary.get(measure)) for measure in _COLUMNS)]
-        for name, summary in summaries.items()
+    # A column per dataset: long names fold in the heading, and numbers stay whole on a narrow terminal.
+    rows = [["images", *(summary["count"] for summary in summaries.values())]]
+    rows += [
+        [title, *(_cell(summary[measure]) for summary in summaries.values())] for measure, title in _TITLES.items()
     ]
-    console.table(title, ["dataset", "images", *_COLUMNS.values()], rows)
+    console.table(f"protocol {protocol['name']}", ["", *summaries], rows)
     for name, summary in summaries.items():
         if empty := summary["empty"]["count"]:
             console.notice(

@@ -8,6 +8,7 @@ from typing import Any
 from camox.data.sources import Source, open_source, open_training_sources
 from camox.errors import DataError
 from camox.experiment import Experiment
+from camox.tracking.jsonl import plain
 
 _IMAGE_FOLDERS = ("imgs", "image", "images", "im")
 _MASK_FOLDERS = ("gt", "gt_object", "mask", "masks")
@@ -38,8 +39,7 @@ class ScoredData:
 
     def as_dict(self) -> dict[str, Any]:
         """What is stored with a result."""
-        origin = [dict(specification) for specification in self.origin]
-        return {"used_for": self.used_for, "images": len(self.source), "source": origin}
+        return {"used_for": self.used_for, "images": len(self.source), "source": plain(self.origin)}
 
 
 def named_data(folders: Mapping[str, str | Path], experiment: Experiment | None) -> list[ScoredData]:

@@ -20,7 +20,7 @@ def boundary_band(mask: Tensor) -> Tensor:
 
 
 def boundary_loss(logits: Tensor, band: Tensor) -> Tensor:
-    """Class-balanced cross-entropy plus Dice loss on the boundary band, per image: `[B]`, ≥ 0.
+    """Cross-entropy plus Dice loss on the boundary band, per image: `[B]`, ≥ 0.
 
     A band is a few per cent of an image; without the Dice part predicting none at all would be nearly free.
     """

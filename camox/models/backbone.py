@@ -21,7 +21,7 @@ class Backbone(nn.Module):
     cannot normalise differently. `channels` gives the channels of the four maps.
 
     Raises:
-        ExperimentError: unknown name, not four scales, or weights that cannot be had.
+        ExperimentError: unknown name, not four scales, one image size only, or weights that cannot be had.
     """
 
     mean: Tensor
@@ -37,11 +37,17 @@ class Backbone(nn.Module):
                 f'backbone "{name}" has features at strides {reductions}, not at {missing}: '
                 f"camox needs strides {list(STRIDES)}; choose a pyramid such as edgenext_base or resnet50"
             )
+        settings = getattr(network, "pretrained_cfg", None) or {}
+        if settings.get("fixed_input_size"):
+            raise ExperimentError(
+                f'backbone "{name}" takes images of {settings.get("input_size")} only: camox needs one that takes '
+                "any multiple of 32; choose a pyramid such as edgenext_base or pvt_v2_b2"
+            )
         self.network: nn.Module = network
+        self._norm_momentum: dict[nn.modules.batchnorm._BatchNorm, float | None] = {}
         self._indices = [reductions.index(stride) for stride in STRIDES]
         all_channels = network.feature_info.channels()
         self.channels = [all_channels[index] for index in self._indices]
-        settings = getattr(network, "pretrained_cfg", None) or {}
         for key, value in (
             ("mean", settings.get("mean", _IMAGENET_MEAN)),
             ("std", settings.get("std", _IMAGENET_STD)),
@@ -49,8 +55,13 @@ class Backbone(nn.Module):
             self.register_buffer(key, torch.tensor(value, dtype=torch.float32).view(1, 3, 1, 1))
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        self._count_batches(True)
         features = self.network((images - self.mean) / self.std)
-        return [features[index] for index in self._indices]
+        chosen = [features[index] for index in self._indices]
+        if self._norm_momentum and chosen[-1].requires_grad:
+            # The backward pass computes the network again; BatchNorm must not take in the batch again.
+            chosen[-1].register_hook(lambda _: self._count_batches(False))
+        return chosen
 
     def checkpoint_gradients(self) -> None:
         """Recompute activations in the backward pass; about a third more time for much less memory."""
@@ -58,6 +69,15 @@ class Backbone(nn.Module):
         if switch is None:
             raise ExperimentError("this backbone cannot checkpoint gradients: set model.gradient_checkpointing=false")
         switch(True)
+        self._norm_momentum = {
+            module: module.momentum
+            for module in self.network.modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        }
+
+    def _count_batches(self, count: bool) -> None:
+        for norm, momentum in self._norm_momentum.items():
+            norm.momentum = momentum if count else 0.0
 
 
 def _create(name: str, pretrained: bool, weights: str | Path | None) -> Any:
@@ -91,11 +111,34 @@ def _create_from_file(name: str, weights: Path) -> Any:
     if not weights.is_file():
         raise ExperimentError(f"no backbone weights at {weights}: give the path of a .safetensors file")
     try:
-        # timm maps a classification checkpoint to the feature extractor's names and drops the classifier.
-        return timm.create_model(
-            name, pretrained=True, features_only=True, pretrained_cfg_overlay={"file": str(weights)}
-        )
+        return _load_file(name, weights)
+    except ExperimentError:
+        raise
     except (RuntimeError, ValueError, KeyError, OSError) as error:
         raise ExperimentError(f'weights {weights} do not fit backbone "{name}": {error}') from error
     except Exception as error:  # safetensors' own error type derives from Exception alone
         raise ExperimentError(f"weights {weights} cannot be read: {error}") from error
+
+
+def _load_file(name: str, weights: Path) -> Any:
+    # One seed for both: what the file left as it was initialised, the file did not hold.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        # timm maps a classification checkpoint to the feature extractor's names and drops the classifier.
+        network = timm.create_model(
+            name, pretrained=True, features_only=True, pretrained_cfg_overlay={"file": str(weights)}
+        )
+        torch.manual_seed(0)
+        untrained = dict(timm.create_model(name, pretrained=False, features_only=True).named_parameters())
+    # timm only logs missing names. Vectors are left out: norms start at one and may well have stayed there.
+    absent = [
+        key
+        for key, parameter in network.named_parameters()
+        if parameter.requires_grad and parameter.ndim > 1 and torch.equal(parameter, untrained[key])
+    ]
+    if absent:
+        raise ExperimentError(
+            f'weights {weights} do not fit backbone "{name}": they hold nothing for {len(absent)} of its tensors, '
+            f"such as {absent[0]}; give the file of this backbone"
+        )
+    return network

@@ -13,7 +13,7 @@ class LoadBalance(nn.Module):
 
     Both are fp32 buffers, saved with the model: a resumed run routes as the interrupted one did.
     `load` is the smoothed share of (image, choice) pairs per expert and sums to 1; `bias` is centred and
-    limited to ±`bias_limit`.
+    limited to ±`bias_limit` (scaled down as a whole, which keeps it centred).
     """
 
     load: Tensor
@@ -53,7 +53,8 @@ class LoadBalance(nn.Module):
         low, high = self.band
         push = (low - relative).clamp(min=0) - (relative - high).clamp(min=0)
         bias = (1 - self.bias_decay) * self.bias + self.bias_rate * images / 24 * push
-        bias = (bias - bias.mean()).clamp(-self.bias_limit, self.bias_limit)
+        bias = bias - bias.mean()
+        bias = bias * (self.bias_limit / bias.abs().max().clamp(min=self.bias_limit))
         valid = taken & (images > 0)
         self.load.copy_(torch.where(valid, load, self.load))
         self.bias.copy_(torch.where(valid, bias, self.bias))

@@ -91,7 +91,7 @@ class CamoXpert(nn.Module):
             "pretrained": False,
             "weights": None,
         }
-        _check_arguments(width, experts, top_k, scales)
+        _check_arguments(width, experts, top_k, scales, mode, dispatch)
         self.expert_names = tuple(experts)
         self.scales = tuple(stride for stride in STRIDES if stride in scales)
         self.mode = mode
@@ -251,13 +251,20 @@ def _to_input_size(maps: Tensor, padded: Tensor, height: int, width: int) -> Ten
     return full[..., :height, :width]
 
 
-def _check_arguments(width: int, experts: Sequence[str], top_k: int, scales: Sequence[int]) -> None:
+def _check_arguments(
+    width: int, experts: Sequence[str], top_k: int, scales: Sequence[int], mode: str, dispatch: str
+) -> None:
+    for key, value, choices in (("mode", mode, ("sparse", "dense")), ("dispatch", dispatch, ("sorted", "masked"))):
+        if value not in choices:
+            raise ExperimentError(f'unknown {key} "{value}": choose from {list(choices)}')
     unknown = [name for name in experts if name not in EXPERTS]
     if unknown:
         raise ExperimentError(f"unknown experts {unknown}: choose from {list(EXPERTS)}")
+    if len(set(experts)) != len(experts):
+        raise ExperimentError(f"experts {list(experts)} name one twice: name each once")
     if not 1 <= top_k <= len(experts):
         raise ExperimentError(f"top_k = {top_k} of {len(experts)} experts: choose between 1 and {len(experts)}")
     if width % 8 or width < 8:
         raise ExperimentError(f"width = {width} does not divide into 8 normalisation groups: use a multiple of 8")
-    if not set(scales) <= set(STRIDES):
-        raise ExperimentError(f"scales {list(scales)} are not among the strides {list(STRIDES)}")
+    if not scales or not set(scales) <= set(STRIDES):
+        raise ExperimentError(f"scales = {list(scales)}: choose one or more of the strides {list(STRIDES)}")

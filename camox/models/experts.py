@@ -121,7 +121,8 @@ class AttentionExpert(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.heads = max(1, channels // 32)
+        # About 32 channels per head, and as many in each: 104 channels have no three equal parts.
+        self.heads = next(heads for heads in range(max(1, channels // 32), 0, -1) if channels % heads == 0)
         self.project = nn.Conv2d(channels, 3 * channels, 1)
         self.local = nn.Conv2d(3 * channels, 3 * channels, 3, padding=1, groups=3 * channels)
         self.temperature = nn.Parameter(torch.ones(self.heads, 1, 1))

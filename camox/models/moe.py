@@ -66,8 +66,9 @@ class MixtureOfExperts(nn.Module):
         sub_batches = x[dispatch.order // top_k].split(dispatch.counts)
         responses = torch.cat(
             [
-                self._run(expert, sub_batch) if len(sub_batch) else sub_batch.new_zeros(sub_batch.shape)
+                self._run(expert, sub_batch)
                 for expert, sub_batch in zip(self.experts.values(), sub_batches, strict=True)
+                if len(sub_batch)
             ]
         )
         # Gathered back rather than scattered: index_add is not deterministic on CUDA.

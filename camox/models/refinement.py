@@ -42,7 +42,10 @@ class BoundaryUncertainty(nn.Module):
 
 
 class Refinement(nn.Module):
-    """One step: a residual to the previous logits from features, logits, boundary and uncertainty, all at stride 4."""
+    """One step: a residual to the previous logits from features, logits, boundary and uncertainty, all at stride 4.
+
+    Gives fp32 logits, whatever it is given.
+    """
 
     def __init__(self, channels: int):
         super().__init__()
@@ -55,7 +58,8 @@ class Refinement(nn.Module):
         # Logits are squashed: a confident ±40 would drown the features.
         clues = [features, torch.tanh(logits / 4).to(features.dtype), boundary.sigmoid().to(features.dtype)]
         x = self.enter(torch.cat([*clues, uncertainty.to(features.dtype)], dim=1))
-        return logits + self.leave(F.gelu(self.spatial(F.gelu(x))))
+        # In fp32: beside a logit of 8, half precision rounds a residual below 0.03 (bf16) to nothing.
+        return logits.float() + self.leave(F.gelu(self.spatial(F.gelu(x)))).float()
 
 
 def relative_deviation(log_variance: Tensor) -> Tensor:

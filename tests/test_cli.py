@@ -1,0 +1,169 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import camox
+from camox.cli import main
+from camox.experiment import json_schema
+
+ROOT = Path(__file__).resolve().parents[1]
+QUICKSTART = ROOT / "experiments" / "quickstart.toml"
+VERBS = ["train", "evaluate", "score", "predict", "inspect", "schema"]
+
+
+def without_torch(*arguments):
+    """The command in a process of its own that fails if torch was imported."""
+    code = """if True:
+        import sys
+        from camox.cli import main
+        code = main(sys.argv[1:])
+        sys.exit(77 if "torch" in sys.modules else code)
+    """
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def maps(tmp_path):
+    """Two folders, predictions and ground truths, of three images."""
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        truth = np.zeros((20, 30), np.uint8)
+        truth[5:15, 5 : 12 + i] = 255
+        for folder, pixels in (("pred", rng.integers(0, 256, truth.shape, np.uint8)), ("gt", truth)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / folder / f"{i}.png")
+    return tmp_path
+
+
+def test_module_and_command_are_the_same():
+    ran = subprocess.run([sys.executable, "-m", "camox", "--version"], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0
+    assert ran.stdout == f"camox {camox.__version__}\n"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_an_example(verb, capfd):
+    assert main([verb, "--help"]) == 0
+    printed = capfd.readouterr().out
+    assert f"camox {verb}" in printed
+    assert "xample" in printed
+
+
+@pytest.mark.parametrize("verb", ["diagnose", "report", "export", "data"])
+def test_verbs_that_do_nothing_yet_do_not_exist(verb, capfd):
+    assert main([verb]) == 2
+    assert "No such command" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["schema"], ["train", "nowhere.toml"]], ids=str)
+def test_starts_without_torch(arguments):
+    assert without_torch(*arguments).returncode == (2 if "nowhere.toml" in arguments else 0)
+
+
+def test_inspects_without_torch(tmp_path):
+    assert without_torch("inspect", str(tmp_path / "nowhere")).returncode == 2
+
+
+def test_inspect_passes_its_options_on(tmp_path, capfd):
+    from safetensors.numpy import save_file
+
+    path = tmp_path / "model.safetensors"
+    save_file({"weight": np.array([1, np.nan], np.float32)}, path)
+    assert main(["inspect", str(path), "--json"]) == 1
+    assert json.loads(capfd.readouterr().out)["exit_code"] == 1
+
+
+def test_schema_is_that_of_the_experiment(capfd):
+    assert main(["schema"]) == 0
+    assert json.loads(capfd.readouterr().out) == json_schema()
+
+
+# ------------------------------------------------------------------------------------------ score
+
+
+def test_score_writes_scores(maps, capfd):
+    code = main(["score", "--pred", str(maps / "pred"), "--gt", str(maps / "gt"), "--out", str(maps / "scores")])
+    assert code == 0
+    document = json.loads((maps / "scores" / "measures.json").read_text())
+    assert document["datasets"]["pred"]["count"] == 3
+    assert document["protocol"]["name"] == "camox"
+    assert "pred" in capfd.readouterr().out
+
+
+def test_score_takes_the_protocol(maps):
+    folders = ["--pred", str(maps / "pred"), "--gt", str(maps / "gt"), "--out", str(maps / "scores")]
+    assert main(["score", *folders, "--protocol", "pysod"]) == 0
+    assert json.loads((maps / "scores" / "measures.json").read_text())["protocol"]["name"] == "pysod"
+
+
+def test_score_without_out_only_prints(maps, capfd):
+    before = sorted(maps.rglob("*"))
+    assert main(["score", "--pred", str(maps / "pred"), "--gt", str(maps / "gt")]) == 0
+    assert sorted(maps.rglob("*")) == before
+    assert "pred" in capfd.readouterr().out
+
+
+def test_score_says_what_is_missing(maps, capfd):
+    (maps / "pred" / "1.png").unlink()
+    assert main(["score", "--pred", str(maps / "pred"), "--gt", str(maps / "gt")]) == 2
+    assert "1 of 3 ground truths have no prediction" in capfd.readouterr().err
+
+
+def test_score_refuses_a_place_that_cannot_be_written(maps, capfd):
+    (maps / "file").write_text("")
+    code = main(["score", "--pred", str(maps / "pred"), "--gt", str(maps / "gt"), "--out", str(maps / "file")])
+    assert code == 2
+    assert "cannot be written" in capfd.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------ train
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """What `camox train` would have started, in place of starting it."""
+    calls = []
+
+    def launch(arguments, launcher_options, run_folder):
+        calls.append((list(arguments), list(launcher_options), run_folder))
+        return 4
+
+    monkeypatch.setattr("camox.training.launcher.launch", launch)
+    return calls
+
+
+def test_train_passes_everything_on(started, tmp_path):
+    options = ["--resume", "auto", "--output", str(tmp_path)]
+    given = ["train", str(QUICKSTART), "optimizer.lr=1e-3", *options, "experiment.name=x"]
+    assert main([*given, "--", "--num_processes", "2", "--cpu"]) == 4
+    arguments, launcher_options, run_folder = started[0]
+    assert arguments[:3] == [str(QUICKSTART), "optimizer.lr=1e-3", "experiment.name=x"]
+    assert arguments[3:] == options
+    assert launcher_options == ["--num_processes", "2", "--cpu"]
+    assert run_folder == tmp_path / "x"
+
+
+def test_train_reports_all_mistakes_and_starts_nothing(started, capfd):
+    assert main(["train", str(QUICKSTART), "optimizer.lrr=1", "data.batch_size='x'"]) == 2
+    err = capfd.readouterr().err
+    assert "lrr" in err
+    assert "batch_size" in err
+    assert "Traceback" not in err
+    assert not started
+
+
+def test_check_trains_nothing(started, tmp_path):
+    assert main(["train", str(QUICKSTART), "--check", "--output", str(tmp_path / "runs")]) == 0
+    assert not started
+    assert not (tmp_path / "runs").exists()
+
+
+def test_debug_shows_the_traceback(monkeypatch, capfd):
+    monkeypatch.setenv("CAMOX_DEBUG", "1")
+    assert main(["train", "nowhere.toml"]) == 2
+    assert "Traceback" in capfd.readouterr().err

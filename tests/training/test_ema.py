@@ -1,0 +1,86 @@
+"""The average follows its definition, warms up, and does nothing on a skipped step."""
+
+import pytest
+import torch
+
+from camox.models.camoxpert import CamoXpert
+from camox.training.ema import WeightAverage
+
+TAKEN, SKIPPED = torch.tensor(True), torch.tensor(False)
+
+
+@pytest.fixture
+def network() -> CamoXpert:
+    torch.manual_seed(0)
+    return CamoXpert("resnet10t", width=8)
+
+
+def move(network: CamoXpert, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for value in network.state_dict().values():
+            if value.is_floating_point():
+                value.add_(torch.randn(value.shape, generator=generator))
+
+
+@pytest.mark.parametrize("warmup", [True, False])
+def test_it_equals_the_written_out_recursion(network, warmup):
+    name = "heads.0.weight"
+    expected = network.state_dict()[name].clone().double()
+    average = WeightAverage(network, decay=0.9, warmup=warmup)
+    for n in range(12):
+        move(network, seed=n)
+        average.update(TAKEN)
+        decay = min(0.9, (1 + n) / (10 + n)) if warmup else 0.9
+        expected = decay * expected + (1 - decay) * network.state_dict()[name].double()
+    torch.testing.assert_close(average.model.state_dict()[name].double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_skipped_step_keeps_every_bit_and_the_count(network):
+    average = WeightAverage(network, 0.999, warmup=True)
+    average.update(TAKEN)
+    before = {name: value.clone() for name, value in average.state_tensors().items()}
+    balance = network.balance(4)
+    move(network, seed=1)
+    with torch.no_grad():
+        for buffer in balance.buffers():
+            buffer.copy_(average.model.balance(4).get_buffer("load") if buffer is balance.load else buffer)
+    average.update(SKIPPED)
+    after = average.state_tensors()
+    for name, value in before.items():
+        if not name.startswith("balances."):
+            assert torch.equal(value, after[name]), name
+    assert average.updates == 1
+
+
+def test_running_statistics_are_averaged_and_balance_is_copied(network):
+    average = WeightAverage(network, decay=0.5, warmup=False)
+    statistic = next(name for name in network.state_dict() if name.endswith("running_mean"))
+    start = network.state_dict()[statistic].clone()
+    move(network, seed=5)
+    average.update(TAKEN)
+    ours, theirs = average.model.state_dict(), network.state_dict()
+    torch.testing.assert_close(ours[statistic], (start + theirs[statistic]) / 2)
+    for name in theirs:
+        if name.startswith("balances."):
+            assert torch.equal(ours[name], theirs[name])
+
+
+def test_in_a_short_run_it_is_near_the_weights_not_the_start(network):
+    """The origin's false collapse: decay 0.9999 over 100 updates is 99 % random start without warm-up."""
+    start = network.heads[0].weight.detach().clone()
+    averages = {warmup: WeightAverage(network, 0.9999, warmup) for warmup in (True, False)}
+    for _ in range(100):
+        with torch.no_grad():
+            network.heads[0].weight.copy_(start + 1)
+        for average in averages.values():
+            average.update(TAKEN)
+    moved = {w: (a.model.heads[0].weight - start).mean().item() for w, a in averages.items()}
+    assert moved[True] > 0.99
+    assert moved[False] < 0.02
+
+
+def test_it_takes_no_gradient_and_stays_in_eval_mode(network):
+    average = WeightAverage(network, 0.9, True)
+    assert not any(p.requires_grad for p in average.model.parameters())
+    assert not any(module.training for module in average.model.modules())

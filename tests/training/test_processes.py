@@ -1,0 +1,61 @@
+"""Which precision runs, and how processes agree."""
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from camox.errors import CheckpointError
+from camox.training.processes import choose_precision, once, precision_notices
+
+
+@pytest.mark.parametrize(
+    ("asked", "launched", "expected"),
+    [
+        ("auto", "no", "fp32"),
+        ("auto", "bf16", "bf16"),
+        ("auto", "fp16", "fp32"),
+        ("fp32", "bf16", "fp32"),
+        ("bf16", "no", "bf16"),
+        ("fp16", "no", "fp32"),
+    ],
+)
+def test_on_a_cpu(monkeypatch, asked, launched, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    assert choose_precision(asked) == expected
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")])
+def test_auto_takes_what_the_gpu_computes_natively(monkeypatch, capability, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    assert choose_precision("auto") == expected
+
+
+def test_fp16_without_a_gpu_is_said(monkeypatch, tiny_experiment):
+    accelerator = Accelerator(cpu=True)
+    assert any(
+        "fp16 needs a GPU" in text for text in precision_notices(tiny_experiment('precision.dtype="fp16"'), accelerator)
+    )
+    assert precision_notices(tiny_experiment(), accelerator) == []
+
+
+def test_a_disagreement_with_the_launcher_is_said(monkeypatch, tiny_experiment):
+    accelerator = Accelerator(cpu=True)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    notices = precision_notices(tiny_experiment('precision.dtype="fp32"'), accelerator)
+    assert any("the experiment file wins" in text for text in notices)
+    assert any("optimizer.accumulate decides" in text for text in notices)
+
+
+def test_once_gives_the_result_or_the_error_itself():
+    accelerator = Accelerator(cpu=True)
+    assert once(accelerator, lambda: 42) == 42
+
+    def fail() -> None:
+        raise CheckpointError("damaged")
+
+    with pytest.raises(CheckpointError, match="damaged"):
+        once(accelerator, fail)

@@ -1,0 +1,68 @@
+"""The order of samples is a pure function; ranks share it without overlap."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from camox.errors import ExperimentError
+from camox.training.sampler import EpochBatches
+
+
+def batches_of(epoch: int, **arguments) -> list[list[tuple[int, int]]]:
+    sampler = EpochBatches(**arguments)
+    sampler.set_position(epoch)
+    return list(sampler)
+
+
+@given(
+    samples=st.integers(1, 200),
+    batch_size=st.integers(1, 9),
+    ranks=st.integers(1, 4),
+    epoch=st.integers(0, 50),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_ranks_share_an_epoch_without_overlap(samples, batch_size, ranks, epoch, seed):
+    if samples < batch_size * ranks:
+        return
+    shards = [
+        batches_of(epoch, samples=samples, batch_size=batch_size, seed=seed, rank=rank, ranks=ranks)
+        for rank in range(ranks)
+    ]
+    lengths = {len(shard) for shard in shards}
+    assert lengths == {samples // (batch_size * ranks)}
+    keys = [key for shard in shards for batch in shard for key in batch]
+    indices = [index for _, index in keys]
+    assert len(set(indices)) == len(indices)
+    assert set(indices) <= set(range(samples))
+    assert {of_epoch for of_epoch, _ in keys} == {epoch}
+    assert all(len(batch) == batch_size for shard in shards for batch in shard)
+
+
+def test_one_process_sees_the_batches_of_two_put_together():
+    one = batches_of(3, samples=40, batch_size=8, seed=1)
+    two = [batches_of(3, samples=40, batch_size=4, seed=1, rank=rank, ranks=2) for rank in range(2)]
+    assert one == [left + right for left, right in zip(*two, strict=True)]
+
+
+@given(start=st.integers(0, 10))
+def test_starting_in_mid_epoch_gives_the_rest_of_it(start):
+    whole = batches_of(2, samples=43, batch_size=4, seed=7)
+    sampler = EpochBatches(43, 4, seed=7)
+    sampler.set_position(2, start=start)
+    assert list(sampler) == whole[start:]
+
+
+def test_epochs_attempts_and_seeds_give_different_orders():
+    def order(epoch: int, attempt: int, seed: int) -> list[list[tuple[int, int]]]:
+        sampler = EpochBatches(100, 10, seed=seed)
+        sampler.set_position(epoch, attempt=attempt)
+        return [[index for _, index in batch] for batch in sampler]
+
+    orders = [order(0, 0, 0), order(1, 0, 0), order(0, 1, 0), order(0, 0, 1)]
+    assert all(a != b for i, a in enumerate(orders) for b in orders[:i])
+    assert order(1, 2, 3) == order(1, 2, 3)
+
+
+def test_too_few_samples_say_what_to_change():
+    with pytest.raises(ExperimentError, match=r"7 training samples.*4 on 2 process.*data\.batch_size"):
+        EpochBatches(7, 4, seed=0, ranks=2)
