@@ -58,6 +58,20 @@ def fresh_accelerate_state() -> Iterator[None]:
     PartialState._reset_state()
 
 
+def fp16_accelerator(growth_interval: int = 200) -> Any:
+    """An accelerator that trains in real fp16 on the CPU: half-precision autocast and a gradient scaler.
+
+    Accelerate itself would silently run fp32 here; with these two set, all it does is as on a GPU.
+    """
+    import torch
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True, mixed_precision="fp16")
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024, growth_interval=growth_interval)
+    accelerator.native_amp = True
+    return accelerator
+
+
 @pytest.fixture
 def tiny_experiment(tmp_path: Path) -> Callable[..., Any]:
     """Makes experiments of the full model class that train in about a second: 2 + 2 steps over two phases."""

@@ -197,8 +197,9 @@ class Optimizer(Table):
     router_clip: float = Field(default=0.1, gt=0)
     """Greatest norm of the gradient of the routers."""
 
-    fused: bool | None = None
-    """One fused kernel for all parameters. By default where the device is a GPU."""
+    fused: bool = True
+    """One fused kernel for all parameters, which skips a step that is not finite by itself. Without it every step
+    waits once for the device."""
 
 
 class Schedule(Table):

@@ -74,6 +74,7 @@ def evaluate(
     workers: int = 2,
     protocol: str | Protocol = "camox",
     image_size: int | None = None,
+    device: str | torch.device | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Score a checkpoint, in fp32, and write measures.json, per_image.csv, table.md and table.tex.
@@ -89,6 +90,7 @@ def evaluate(
         workers: processes that load images.
         protocol: "camox" or "pysod", see `measures.protocol`.
         image_size: size at which the model sees images; by default the one it was trained at.
+        device: where the model runs; by default a GPU if there is one.
         console: where the table goes; standard output by default.
 
     Returns:
@@ -100,7 +102,7 @@ def evaluate(
         DataError: no data, data of no known layout, or an image or mask that cannot be read.
     """
     protocol, console = get_protocol(protocol), console or Console()
-    loaded = load_model(path, weights, image_size)
+    loaded = load_model(path, weights, image_size, device)
     out = _destination(out, loaded)
     scored = named_data(data, loaded.experiment) if data else default_data(loaded.experiment)
     console.header(f"evaluate {loaded.checkpoint}", _header_rows(loaded, scored))
@@ -124,9 +126,12 @@ def _score(loaded: LoadedModel, data: ScoredData, protocol: Protocol, batch_size
 
 
 def _destination(out: str | Path | None, loaded: LoadedModel) -> Path:
-    if out is None and loaded.run is None:
+    if out is not None:
+        folder = Path(out)
+    elif loaded.run is not None:
+        folder = loaded.run / "evaluation"
+    else:
         raise DataError(f"{loaded.checkpoint}: lies in no run's folder, which would take the scores: give --out")
-    folder = Path(out) if out is not None else loaded.run / "evaluation" if loaded.run else Path()
     if folder.exists() and not folder.is_dir():
         raise DataError(f"{folder}: is a file: give a folder as --out")
     return folder

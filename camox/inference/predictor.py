@@ -72,13 +72,14 @@ def predict(
     weights: Weights = "auto",
     overwrite: bool = False,
     image_size: int | None = None,
+    device: str | torch.device | None = None,
     console: Console | None = None,
 ) -> list[Path]:
     """Write `<stem>.png` for every image: a uint8 probability map (255 = object) at the image's own size.
 
     Args:
-        path_or_model: a checkpoint, a run's folder, or what `load_model` gave (then `weights` and `image_size`
-            were chosen there).
+        path_or_model: a checkpoint, a run's folder, or what `load_model` gave (then `weights`, `image_size`
+            and `device` were chosen there).
         images: an image file, a folder (its own images, not those of subfolders), or several of these.
         out: folder for the results, made where it does not exist.
         overlay: also write `<stem>_overlay.png`, the image with the predicted object tinted and outlined.
@@ -86,6 +87,7 @@ def predict(
         weights: "raw", "ema", or "auto" for whichever scored better on held-out data.
         overwrite: replace results that are there already.
         image_size: size at which the model sees images; by default the one it was trained at.
+        device: where the model runs; by default a GPU if there is one.
         console: where notices go; standard output by default.
 
     EXIF orientation is applied. Files of a folder that are no images by their suffix are skipped with a notice.
@@ -100,7 +102,7 @@ def predict(
     jobs = _plan(_find_images(images, console), Path(out), overlay, overwrite)
     loaded = path_or_model
     if not isinstance(loaded, LoadedModel):
-        loaded = load_model(loaded, weights, image_size)
+        loaded = load_model(loaded, weights, image_size, device)
     console.notice(f"{loaded.checkpoint}: {loaded.reason}; images at {loaded.image_size} px on {loaded.device}")
     written: list[Path] = []
     unreadable: list[str] = []

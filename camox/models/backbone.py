@@ -1,5 +1,6 @@
 """The timm feature extractor behind the model: any backbone with features at strides 4, 8, 16 and 32."""
 
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ class Backbone(nn.Module):
 
 def _create(name: str, pretrained: bool, weights: str | Path | None) -> Any:
     if not timm.is_model(name):
-        close = timm.list_models(f"*{name.split('_')[0]}*")[:5]
+        close = get_close_matches(name, timm.list_models(), n=5)
         hint = f"did you mean one of {', '.join(close)}?" if close else "see timm.list_models()"
         raise ExperimentError(f'unknown backbone "{name}": {hint}')
     if weights is not None:

@@ -31,8 +31,8 @@ class SkippedSteps:
 
     def read(self) -> tuple[int, int]:
         """Most skips in a row since the last read, and skips in all. Waits for the device."""
-        worst, total, running = torch.stack([self._worst, self._total, self._in_a_row]).tolist()
-        self._worst = torch.full_like(self._worst, running)
+        worst, total = torch.stack([self._worst, self._total]).tolist()
+        self._worst = torch.zeros_like(self._worst)
         return int(worst), int(total)
 
     def verdict(self, in_a_row: int, scale: float | None) -> str | None:
@@ -55,5 +55,4 @@ class SkippedSteps:
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         self._in_a_row.fill_(state["in_a_row"])
-        self._worst.fill_(state["in_a_row"])
         self._total.fill_(state["total"])

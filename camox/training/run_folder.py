@@ -15,7 +15,7 @@ from typing import IO, Any
 import torch
 
 from camox.checkpoints.store import clean_leftovers, list_checkpoints, resolve
-from camox.errors import CheckpointError, ExperimentError
+from camox.errors import CamoxError, CheckpointError, ExperimentError
 from camox.experiment import Experiment
 
 EXPERIMENT_FILE = "experiment.toml"
@@ -48,23 +48,14 @@ class RunFolder:
         Returns:
             The checkpoint to go on from, or None for a start from scratch.
         """
-        before = self.path / EXPERIMENT_FILE
-        if resume in (None, "latest") and not self.path.exists() and resume == "latest":
+        if resume == "latest" and not self.path.exists():
             raise ExperimentError(f"--resume latest: there is no run at {self.path}; start it without --resume")
         self._acquire()
-        if before.exists():
-            if resume is None:
-                raise ExperimentError(
-                    f"{self.path} already holds a run: go on with it by --resume auto, "
-                    "or choose another place with --output or experiment.name"
-                )
-            _refuse_other_run(before, experiment)
-        checkpoint = self._find(resume)
-        clean_leftovers(self.path)
-        before.write_text(experiment.to_toml())
-        _write_json(self.path / "environment.json", describe_environment(experiment.experiment.seed))
-        (self.path / "exit.json").unlink(missing_ok=True)
-        return checkpoint
+        try:
+            return self._prepare(experiment, resume)
+        except CamoxError:
+            self._release()
+            raise
 
     def close(self, code: int, reason: str) -> None:
         """Writes `exit.json` and gives the folder free."""
@@ -79,17 +70,32 @@ class RunFolder:
                 "start_id": self._start_id,
             },
         )
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._release()
+
+    def _prepare(self, experiment: Experiment, resume: str | None) -> Path | None:
+        before = self.path / EXPERIMENT_FILE
+        if before.exists():
+            if resume is None:
+                raise ExperimentError(
+                    f"{self.path} already holds a run: go on with it by --resume auto, "
+                    "or choose another place with --output or experiment.name"
+                )
+            _refuse_other_run(before, experiment)
+        clean_leftovers(self.path)
+        checkpoint = self._find(resume)
+        before.write_text(experiment.to_toml())
+        _write_json(self.path / "environment.json", describe_environment(experiment.experiment.seed))
+        (self.path / "exit.json").unlink(missing_ok=True)
+        return checkpoint
 
     def _acquire(self) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / ".lock").open("w")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._lock = None
+            # Not flock: data workers would inherit it and hold it on for seconds after the run was killed.
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            self._release()
             raise ExperimentError(
                 f"{self.path} is in use by a run that is still going: wait for it, or choose another "
                 "place with --output or experiment.name"
@@ -98,6 +104,11 @@ class RunFolder:
             raise ExperimentError(
                 f"the run's folder {self.path} cannot be written ({error.strerror}): choose another place with --output"
             ) from error
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def _find(self, resume: str | None) -> Path | None:
         if resume is None:

@@ -110,7 +110,7 @@ class Trainer:
             },
             experiment.optimizer.weight_decay,
             experiment.optimizer.betas,
-            fused=experiment.optimizer.fused is not False,
+            fused=experiment.optimizer.fused,
         )
         self.optimizer = accelerator.prepare(optimizer)
         ema = experiment.ema
@@ -413,6 +413,9 @@ class Trainer:
 
     def _close(self, error: BaseException | None) -> None:
         code, reason = outcome(error)
+        # Dropped by name: left to the garbage collector, each loader's workers would be waited for, 5 s each.
+        for loader in ("loader", "validator"):
+            vars(self).pop(loader, None)
         if hasattr(self, "trackers"):
             self.trackers.finish()
         if self.accelerator.is_main_process:

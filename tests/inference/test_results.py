@@ -1,0 +1,48 @@
+import io
+
+import numpy as np
+import pytest
+
+from camox.errors import DataError
+from camox.inference.results import report
+from camox.measures.evaluator import Evaluator
+from camox.tracking.console import Console
+
+NAME = "a dataset of a long name (held out, selected on)"
+
+
+@pytest.fixture
+def datasets():
+    evaluator = Evaluator()
+    truth = np.zeros((8, 8), np.uint8)
+    evaluator.add(0, "empty", "", np.zeros((8, 8)), truth)
+    truth = truth.copy()
+    truth[2:5, 2:5] = 1
+    evaluator.add(1, "perfect", "", truth.astype(float), truth)
+    return {NAME: (evaluator.summary(), evaluator.results), "other": (evaluator.summary(), evaluator.results)}
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_numbers_stay_whole_on_any_terminal(datasets, width):
+    stream = io.StringIO()
+    report(datasets, {"name": "camox"}, None, Console(stream=stream, width=width))
+    row = next(line for line in stream.getvalue().splitlines() if "MAE" in line)
+    assert row.split() == ["MAE", "0.0000", "0.0000"]
+
+
+def test_images_without_an_object_are_told_apart(datasets):
+    stream = io.StringIO()
+    report(datasets, {"name": "camox"}, None, Console(stream=stream))
+    assert "1 images without an object; an object is seen in 0.0% of them" in stream.getvalue()
+
+
+def test_the_document_is_returned(datasets):
+    document = report(datasets, {"name": "camox"}, None, Console(active=False))
+    assert document["protocol"] == {"name": "camox"}
+    assert document["datasets"][NAME]["s_measure"] == 1
+
+
+def test_a_place_that_cannot_be_written_is_an_error(datasets, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="file"):
+        report(datasets, {"name": "camox"}, tmp_path / "file", Console(active=False))

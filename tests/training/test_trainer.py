@@ -1,0 +1,254 @@
+"""Whole runs of a tiny experiment: repeated, resumed, stopped, and what they leave behind."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from safetensors.torch import load_file
+
+from camox.checkpoints.scan import scan
+from camox.checkpoints.store import list_checkpoints, read_checkpoint
+from camox.errors import CheckpointError, DataError, ExperimentError, TrainingStopped
+from camox.training.resume import restore_generators
+from camox.training.step import TrainingStep
+from camox.training.trainer import Trainer
+from tests.conftest import fp16_accelerator
+
+
+def train(experiment: Any, resume: str | None = None, fp16: bool = False) -> Path:
+    """Runs it as a new process would, as far as Accelerate's process-wide state goes."""
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+    accelerator = fp16_accelerator(growth_interval=2) if fp16 else Accelerator(cpu=True)
+    Trainer(experiment, resume, accelerator).run()
+    return experiment.run_folder
+
+
+def bits(checkpoint: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in checkpoint.iterdir() if file.name != "manifest.json"}
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+TIMES = {"train/images_per_second", "train/data_wait", "checkpoint/seconds", "checkpoint/blocked_seconds"}
+
+
+def numbers(run: Path) -> list[dict[str, Any]]:
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows(run)]
+
+
+def test_a_run_leaves_the_folder_of_the_contract(tiny_experiment):
+    experiment = tiny_experiment('data.test=[{synthetic="habitats",count=4,size=32,seed=9,empty=0.0}]')
+    run = train(experiment)
+    checkpoint = run / "checkpoints" / "epoch_0002"
+    files = {file.name for file in checkpoint.iterdir()}
+    assert files == {
+        "model.safetensors", "ema.safetensors", "optimizer.safetensors", "rng_0.safetensors",
+        "config.json", "state.json", "manifest.json",
+    }  # fmt: skip
+    assert (run / "checkpoints" / "latest").read_text().strip() == "epoch_0002"
+    assert (run / "checkpoints" / "best").read_text().strip() in ("epoch_0001", "epoch_0002")
+    assert json.loads((run / "exit.json").read_text())["code"] == 0
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["seed"] == 3
+    assert environment["packages"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert scan(run).exit_code == 0
+    scores = json.loads((run / "evaluation" / "measures.json").read_text())
+    assert scores["datasets"]["habitats"]["count"] == 4
+
+
+def test_the_names_of_the_contract_are_logged(tiny_experiment):
+    run = train(tiny_experiment())
+    names = {name for row in rows(run) for name in row}
+    terms = {f"train/loss/{t}" for t in ("structure", "boundary", "uncertainty", "search", "deep", "refinement")}
+    expected = {
+        "train/loss", "train/images_per_second", "train/data_wait", "train/effective_batch",
+        *(f"lr/{group}" for group in ("backbone", "router", "experts", "head")),
+        *(f"grad_norm/{group}" for group in ("total", "backbone", "router", "experts", "head")),
+        "grad_norm/clipped/router", "grad_norm/clipped/rest", "amp/skip_rate", "amp/skipped_steps",
+        *(f"router/{name}" for name in ("warmup_factor", "load_balance", "z_loss", "coefficient")),
+        *(f"val/{name}" for name in ("iou", "mae", "loss")), *(f"val_ema/{name}" for name in ("iou", "mae", "loss")),
+        "stability/skipped_batches", "checkpoint/seconds", "checkpoint/blocked_seconds", *terms,
+    }  # fmt: skip
+    of_scale = {"load_balance", "dead", "max_violation", "entropy", "mutual_information", "pair_share", "bias_max"}
+    for stride in (4, 8, 16, 32):
+        expected |= {f"router/stride_{stride}/{name}" for name in of_scale}
+        expected |= {f"router/stride_{stride}/usage/{expert}" for expert in ("texture", "edge", "semantic")}
+    assert expected <= names, sorted(expected - names)
+
+
+def test_the_frozen_phase_leaves_the_backbone_alone_and_the_full_one_trains_it(tiny_experiment):
+    run = train(tiny_experiment("phases.full.epochs=2", "ema.enabled=false"))
+    first, second, third = (load_file(path / "model.safetensors") for path in list_checkpoints(run))
+    backbone = [name for name in first if name.startswith("backbone.network")]
+    norms = [row.get("grad_norm/backbone") for row in rows(run) if row["phase"] == "frozen"]
+    assert {norm for norm in norms if norm is not None} == {0.0}
+    moved = [name for name in backbone if not torch.equal(first[name], second[name])]
+    assert any("running_mean" in name for name in moved)
+    assert any(name.endswith("weight") for name in moved)
+    assert any(not torch.equal(second[name], third[name]) for name in backbone)
+
+
+@pytest.mark.parametrize("fp16", [False, True])
+def test_the_same_run_twice_gives_the_same_bits(tiny_experiment, tmp_path, fp16):
+    first = train(tiny_experiment(output=tmp_path / "a"), fp16=fp16)
+    second = train(tiny_experiment(output=tmp_path / "b"), fp16=fp16)
+    assert numbers(first) == numbers(second)
+    for ours, theirs in zip(list_checkpoints(first), list_checkpoints(second), strict=True):
+        assert bits(ours) == bits(theirs)
+
+
+def test_another_seed_gives_another_run(tiny_experiment, tmp_path):
+    first = train(tiny_experiment(output=tmp_path / "a"))
+    second = train(tiny_experiment("experiment.seed=4", output=tmp_path / "b"))
+    assert numbers(first) != numbers(second)
+
+
+@pytest.mark.parametrize("fp16", [False, True])
+@pytest.mark.parametrize("after", [1, 2])
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tiny_experiment, tmp_path, fp16, after, monkeypatch):
+    """Interrupted after an epoch, at the phase change and inside a phase, then continued by --resume auto."""
+    overrides = ("phases.full.epochs=2", f"data.workers={after - 1}")
+    whole = train(tiny_experiment(*overrides, output=tmp_path / "whole"), fp16=fp16)
+    experiment = tiny_experiment(*overrides, output=tmp_path / "parts")
+    validate = Trainer._validate
+
+    def interrupt(trainer: Trainer) -> Any:
+        if trainer.epoch > after:
+            raise KeyboardInterrupt
+        return validate(trainer)
+
+    monkeypatch.setattr(Trainer, "_validate", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(experiment, fp16=fp16)
+    monkeypatch.setattr(Trainer, "_validate", validate)
+    assert json.loads((experiment.run_folder / "exit.json").read_text())["code"] == 130
+    run = train(experiment, resume="auto", fp16=fp16)
+    assert numbers(run) == numbers(whole)
+    for ours, theirs in zip(list_checkpoints(run), list_checkpoints(whole), strict=True):
+        assert bits(ours) == bits(theirs), ours
+
+
+def test_accumulation_ends_an_epoch_with_its_true_tail(tiny_experiment, monkeypatch):
+    """8 training samples one by one, 3 to a step: windows of 3, 3 and 2, each averaged over its own length."""
+    experiment = tiny_experiment(
+        "data.batch_size=1", "optimizer.accumulate=3", "data.image_size=64", "phases.full.batch_size=2"
+    )
+    windows: list[int] = []
+    take = TrainingStep.__call__
+
+    def take_and_count(step: TrainingStep, shell: Any, window: Any, controls: Any) -> None:
+        windows.append(len(window))
+        take(step, shell, window, controls)
+
+    monkeypatch.setattr(TrainingStep, "__call__", take_and_count)
+    train(experiment)
+    assert windows == [3, 3, 2, 3, 1]
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(tiny_experiment):
+    experiment = tiny_experiment()
+    run = train(experiment)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(ExperimentError, match=r"already holds a run.*--resume auto"):
+        train(experiment)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_resuming_with_other_settings_is_refused_and_names_them(tiny_experiment):
+    train(tiny_experiment())
+    with pytest.raises(ExperimentError, match=r"optimizer\.lr"):
+        train(tiny_experiment("optimizer.lr=5e-3"), resume="auto")
+    train(tiny_experiment("tracking.log_every=7", "data.workers=1"), resume="auto")
+
+
+def test_resume_latest_without_a_run_says_so(tiny_experiment):
+    with pytest.raises(ExperimentError, match="no run at"):
+        train(tiny_experiment(), resume="latest")
+
+
+def test_resume_auto_starts_where_there_is_nothing(tiny_experiment):
+    assert list_checkpoints(train(tiny_experiment(), resume="auto"))
+
+
+def test_weights_that_are_not_finite_never_become_a_checkpoint(tiny_experiment, monkeypatch):
+    experiment = tiny_experiment("phases.full.epochs=2")
+    train_epoch = Trainer._train_epoch
+
+    def poison_the_third(trainer: Trainer, *arguments: Any) -> None:
+        train_epoch(trainer, *arguments)
+        if trainer.epoch == 2:
+            with torch.no_grad():
+                trainer.network.decoder.blocks[0].enter.weight[0, 0] = float("nan")
+            # The validation would notice first; what is tested is the last line of defence.
+            monkeypatch.setattr(Trainer, "_validate", lambda trainer: None)
+
+    monkeypatch.setattr(Trainer, "_train_epoch", poison_the_third)
+    with pytest.raises(TrainingStopped, match=r"model/decoder\.blocks\.0\.enter\.weight.*last clean.*epoch_0002"):
+        train(experiment)
+    run = experiment.run_folder
+    assert [path.name for path in list_checkpoints(run)] == ["epoch_0001", "epoch_0002"]
+    assert scan(run).exit_code == 0
+    report = json.loads((run / "exit.json").read_text())
+    assert report["code"] == 3
+    assert report["last_clean_checkpoint"].endswith("epoch_0002")
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    assert events[-1]["severity"] == "error"
+
+
+def test_too_many_skipped_steps_stop_the_run_with_a_reason(tiny_experiment, monkeypatch):
+    experiment = tiny_experiment("stability.max_skipped_steps=1", "phases.full.epochs=2")
+    enter = Trainer._enter
+
+    def enter_and_break(trainer: Trainer, phase: Any) -> None:
+        enter(trainer, phase)
+        if phase.name == "full":
+            loss = trainer.training_step._loss
+            trainer.training_step._loss = lambda *arguments: loss(*arguments) * float("nan")
+
+    monkeypatch.setattr(Trainer, "_enter", enter_and_break)
+    with pytest.raises(TrainingStopped, match="2 steps in a row"):
+        train(experiment)
+    run = experiment.run_folder
+    assert json.loads((run / "exit.json").read_text())["code"] == 3
+    kinds = [json.loads(line)["kind"] for line in (run / "events.jsonl").read_text().splitlines()]
+    assert "skipped_step" in kinds
+    assert [path.name for path in list_checkpoints(run)] == ["epoch_0001"]
+
+
+def test_an_unreadable_sample_ends_the_run_with_its_name(tiny_experiment, tmp_path):
+    from PIL import Image
+
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    noise = torch.randint(0, 255, (40, 40, 3), dtype=torch.uint8).numpy()
+    for i in range(8):
+        Image.fromarray(noise).save(tmp_path / "images" / f"{i}.jpg")
+        Image.fromarray(noise[..., 0]).save(tmp_path / "masks" / f"{i}.png")
+    broken = tmp_path / "images" / "3.jpg"
+    broken.write_bytes(broken.read_bytes()[:-60])
+    source = f'data.train=[{{layout="folder",images="{tmp_path}/images",masks="{tmp_path}/masks"}}]'
+    with pytest.raises(DataError, match=r"3\.jpg"):
+        train(tiny_experiment(source, "data.workers=1", "data.batch_size=2", "data.val_fraction=0.2"))
+
+
+def test_the_best_checkpoint_is_kept_among_the_last(tiny_experiment):
+    run = train(tiny_experiment("phases.full.epochs=4", "checkpoints.keep_last=1", "checkpoints.keep_best=1"))
+    best = (run / "checkpoints" / "best").read_text().strip()
+    names = {path.name for path in list_checkpoints(run)}
+    assert names == {best, "epoch_0005"}
+    scores = {row["epoch"]: max(row["val/iou"], row["val_ema/iou"]) for row in rows(run) if "val/iou" in row}
+    assert max(scores, key=lambda epoch: scores[epoch]) + 1 == int(best.removeprefix("epoch_"))
+
+
+def test_a_checkpoint_of_fewer_processes_is_refused(tiny_experiment):
+    checkpoint = read_checkpoint(list_checkpoints(train(tiny_experiment()))[-1])
+    restore_generators(checkpoint, rank=0)
+    with pytest.raises(CheckpointError, match=r"written by 1 process.*start 1 process"):
+        restore_generators(checkpoint, rank=1)
