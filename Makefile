@@ -34,7 +34,7 @@ lint: $(INSTALLED) ## style, formatting, import rules, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
-	$(BIN)/mypy camox tests
+	$(BIN)/mypy camox tools
 
 test: lint ## lint, then every test but the slow ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)

@@ -99,7 +99,7 @@ def train(
 
     loaded = Experiment.load(experiment, overrides or [], output)
     if check:
-        from camox.training.trainer import check as check_experiment
+        from camox.training.check import check as check_experiment
 
         check_experiment(loaded)
         return
@@ -108,7 +108,7 @@ def train(
     arguments = [str(experiment), *(overrides or [])]
     arguments += ["--resume", resume] if resume is not None else []
     arguments += ["--output", str(output)] if output is not None else []
-    raise typer.Exit(launch(arguments, context.obj or (), loaded.run_folder))
+    raise typer.Exit(launch(arguments, context.obj or ()))
 
 
 @app.command(epilog="Example: `camox evaluate runs/quickstart --data NC4K=data/NC4K --out scores`")

@@ -22,7 +22,7 @@ class CheckpointError(CamoxError):
     """A checkpoint is missing, damaged, not finite, or does not fit the model."""
 
 
-class TrainingStopped(CamoxError):
+class TrainingStopped(CamoxError):  # noqa: N818  an outcome, not always a failure
     """Training ended before its last epoch, on purpose and with its state safe.
 
     `exit_code` is 3 when a guard stopped it and 4 when it was asked to stop (signal, time budget).

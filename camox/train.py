@@ -14,13 +14,13 @@ if __name__ == "__main__" and Path(sys.path[0]).resolve() == Path(__file__).reso
 
 # Before torch is imported. The launcher sets one thread for each process, whatever the machine has, and waiting
 # threads that spin make a step several times slower as soon as another program runs.
-if os.environ.get("OMP_NUM_THREADS", "1") == "1" and "CAMOX_KEEP_THREADS" not in os.environ:
+if os.environ.get("OMP_NUM_THREADS", "1") == "1":
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     os.environ["OMP_NUM_THREADS"] = str(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
-from camox.errors import CamoxError
+from camox.errors import CamoxError, DataError
 from camox.experiment import Experiment
 
 
@@ -43,22 +43,39 @@ def main(arguments: list[str]) -> int:
     """Runs the experiment; returns the exit code."""
     options = parse(arguments)
     try:
-        experiment = Experiment.load(options.experiment, options.overrides, options.output)
-        if options.check:
-            from camox.training.check import check
-
-            check(experiment)
-            return 0
-        from camox.training.trainer import Trainer
-
-        Trainer(experiment, options.resume).run()
+        _run(options)
     except CamoxError as error:
         if os.environ.get("CAMOX_DEBUG") == "1":
             raise
-        if os.environ.get("RANK", "0") == "0":
+        rank = os.environ.get("RANK", "0")
+        if rank == "0":
             sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
-    return 0
+        elif isinstance(error, DataError):  # the one kind that a rank can meet alone, in its part of the data
+            sys.stderr.write(f"error on process {rank}: {error}\n")
+        return _told(error.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted: go on from the last checkpoint with --resume auto\n")
+        return _told(130)
+    return _told(0)
+
+
+def _run(options: argparse.Namespace) -> None:
+    experiment = Experiment.load(options.experiment, options.overrides, options.output)
+    if options.check:
+        from camox.training.check import check
+
+        check(experiment)
+        return
+    from camox.training.trainer import Trainer
+
+    Trainer(experiment, options.resume).run()
+
+
+def _told(code: int) -> int:
+    """Tells `camox train`, where that started us: the launcher between us turns every failure into 1."""
+    if file := os.environ.get("CAMOX_EXIT_CODE_FILE"):
+        Path(file).write_text(str(code))
+    return code
 
 
 if __name__ == "__main__":

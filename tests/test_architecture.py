@@ -27,9 +27,7 @@ def test_no_file_is_too_long(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST_FILE
 
 
-@pytest.mark.parametrize(
-    "module", ["camox", "camox.errors", "camox.tracking.console", "camox.checkpoints.scan"]
-)
+@pytest.mark.parametrize("module", ["camox", "camox.errors", "camox.tracking.console", "camox.checkpoints.scan"])
 def test_imports_without_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
@@ -37,17 +35,13 @@ def test_imports_without_torch(module):
 
 def test_only_the_console_prints():
     printing = re.compile(r"^\s*print\(", re.MULTILINE)
-    printers = [
-        path.relative_to(ROOT) for path in MODULES if printing.search(path.read_text(encoding="utf-8"))
-    ]
+    printers = [path.relative_to(ROOT) for path in MODULES if printing.search(path.read_text(encoding="utf-8"))]
     assert not printers
 
 
 def test_repository_names_no_machine():
     # A path or a package index of one machine breaks the repository on every other.
-    forbidden = re.compile(
-        "|".join(["/" + "work" + r"\b", "find" + "-links", "index" + "-url", "/opt" + "/"])
-    )
+    forbidden = re.compile("|".join(["/" + "work" + r"\b", "find" + "-links", "index" + "-url", "/opt" + "/"]))
     offenders = [
         path.relative_to(ROOT).as_posix()
         for path in _repository_texts()
@@ -66,8 +60,6 @@ def _repository_texts() -> list[Path]:
     )
     # Unpacked from an archive there is no git; then everything but hidden folders is looked at.
     paths = [ROOT / line for line in listed.stdout.splitlines()] or [
-        path
-        for path in ROOT.rglob("*")
-        if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
+        path for path in ROOT.rglob("*") if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
     ]
     return [path for path in paths if path.is_file() and path.suffix in TEXT_SUFFIXES]

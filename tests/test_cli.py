@@ -129,8 +129,8 @@ def started(monkeypatch):
     """What `camox train` would have started, in place of starting it."""
     calls = []
 
-    def launch(arguments, launcher_options, run_folder):
-        calls.append((list(arguments), list(launcher_options), run_folder))
+    def launch(arguments, launcher_options):
+        calls.append((list(arguments), list(launcher_options)))
         return 4
 
     monkeypatch.setattr("camox.training.launcher.launch", launch)
@@ -141,11 +141,10 @@ def test_train_passes_everything_on(started, tmp_path):
     options = ["--resume", "auto", "--output", str(tmp_path)]
     given = ["train", str(QUICKSTART), "optimizer.lr=1e-3", *options, "experiment.name=x"]
     assert main([*given, "--", "--num_processes", "2", "--cpu"]) == 4
-    arguments, launcher_options, run_folder = started[0]
+    arguments, launcher_options = started[0]
     assert arguments[:3] == [str(QUICKSTART), "optimizer.lr=1e-3", "experiment.name=x"]
     assert arguments[3:] == options
     assert launcher_options == ["--num_processes", "2", "--cpu"]
-    assert run_folder == tmp_path / "x"
 
 
 def test_train_reports_all_mistakes_and_starts_nothing(started, capfd):

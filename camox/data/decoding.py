@@ -116,18 +116,14 @@ def _integer_levels(image: Image.Image) -> np.ndarray:
 
 def _reject_float(image: Image.Image, path: Path) -> None:
     if image.mode == "F":
-        raise DataError(
-            f"{path}: has floating-point pixels, whose range is not known: save it with 8 or 16 bits"
-        )
+        raise DataError(f"{path}: has floating-point pixels, whose range is not known: save it with 8 or 16 bits")
 
 
 def _decode_jpeg(data: bytes, path: Path) -> np.ndarray:
     # OpenCV decodes a JPEG in less than half of Pillow's time, but fills what a truncated file lacks with
     # grey and says so on stderr only.
     if not _jpeg_is_complete(data):
-        raise DataError(
-            f"{path}: the JPEG is truncated (its end marker is missing): copy or download it again"
-        )
+        raise DataError(f"{path}: the JPEG is truncated (its end marker is missing): copy or download it again")
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)

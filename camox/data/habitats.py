@@ -93,9 +93,7 @@ class Habitats:
         return Sample(name=self.names[index], group=kind, image=image, mask=mask)
 
 
-def _check_arguments(
-    count: int, seed: int, size: int, kinds: tuple[str, ...], empty: float, tiny: float
-) -> None:
+def _check_arguments(count: int, seed: int, size: int, kinds: tuple[str, ...], empty: float, tiny: float) -> None:
     for kind in kinds:
         if kind not in KINDS:
             near = difflib.get_close_matches(kind, KINDS, n=1)

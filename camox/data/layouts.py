@@ -105,9 +105,7 @@ def _require_folders(root: Path, layout: str, expected: Sequence[str]) -> None:
             f"no folder {root} ({expects}): correct the path, or download the dataset to there; "
             f"relative paths start from {Path.cwd()}"
         )
-    deeper = [
-        p for p in sorted(root.iterdir()) if p.is_dir() and all((p / name).is_dir() for name in expected)
-    ]
+    deeper = [p for p in sorted(root.iterdir()) if p.is_dir() and all((p / name).is_dir() for name in expected)]
     remedy = f"{deeper[0]} has them: use that path" if deeper else "correct the path or complete the dataset"
     raise DataError(f"{root}: no folder {', '.join(missing)} ({expects}): {remedy}")
 
@@ -119,8 +117,7 @@ def _files_by_stem(root: Path) -> dict[str, Path]:
         files = [path for path in root.rglob("*") if _is_image(path)]
     if not files:
         raise DataError(
-            f"{root}: has no image files ({', '.join(sorted(IMAGE_SUFFIXES))}): "
-            f"correct the path or fill the folder"
+            f"{root}: has no image files ({', '.join(sorted(IMAGE_SUFFIXES))}): correct the path or fill the folder"
         )
     by_stem: dict[str, Path] = {}
     twice: list[str] = []

@@ -90,9 +90,7 @@ class TrainSet(Dataset[_Item]):
     depends on nothing but the source, the arguments and the key.
     """
 
-    def __init__(
-        self, source: Samples, image_size: int, augment: Sequence[Mapping[str, Any]] = (), seed: int = 0
-    ):
+    def __init__(self, source: Samples, image_size: int, augment: Sequence[Mapping[str, Any]] = (), seed: int = 0):
         self.source = source
         self.image_size = image_size
         self.seed = seed

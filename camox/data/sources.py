@@ -150,9 +150,7 @@ def open_source(specification: Mapping[str, Any], split: str = "train") -> Sourc
     if unknown := sorted(given.keys() - _KEYS[kind]):
         raise DataError(f"data source {kind}: unknown {', '.join(unknown)}; it takes {_listed(_KEYS[kind])}")
     if missing := sorted(_REQUIRED[kind] - given.keys()):
-        raise DataError(
-            f"data source {kind}: {', '.join(missing)} is missing; it takes {_listed(_KEYS[kind])}"
-        )
+        raise DataError(f"data source {kind}: {', '.join(missing)} is missing; it takes {_listed(_KEYS[kind])}")
 
     label = str(given.pop("name", kind))
     if kind == "habitats":

@@ -76,9 +76,7 @@ def augment(
     try:
         result = augmentation(image=image, mask=mask)
     except Exception as error:
-        raise DataError(
-            f"augmentation failed on an image of {image.shape[1]}x{image.shape[0]}: {error}"
-        ) from error
+        raise DataError(f"augmentation failed on an image of {image.shape[1]}x{image.shape[0]}: {error}") from error
     # Interpolation or a fill value may have left the labels; whatever is not background is object.
     return np.ascontiguousarray(result["image"]), (result["mask"] > 0).astype(np.uint8)
 

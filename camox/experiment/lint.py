@@ -36,7 +36,8 @@ def combinations(tables: Mapping[str, Any], wrong: Sequence[KeyPath] = ()) -> li
         (("data",), _habitats),
         (("model",), _experts),
         (("model",), _load_band),
-        (("loss",), _some_loss),
+        (("model",), _router_without_gradient),
+        (("model", "loss"), _untrained_parts),
         (("phases",), _phase_names),
         (("phases",), _frozen_parts),
         (("optimizer", "schedule", "phases"), _end_of_cosine),
@@ -100,6 +101,14 @@ def _experts(model: "Model") -> Problems:
         yield Problem(("model", "moe", "top_k"), message, reads=(("model", "moe", "experts"),))
 
 
+def _router_without_gradient(model: "Model") -> Problems:
+    moe = model.moe
+    if moe.mode == "sparse" and moe.top_k == 1 and len(moe.experts) > 1:
+        # The softmax over one chosen expert is the constant 1.
+        message = "top_k = 1 gives the router no gradient from the task: use 2 or more"
+        yield Problem(("model", "moe", "top_k"), message, reads=(("model", "moe", "mode"), ("model", "moe", "experts")))
+
+
 def _load_band(model: "Model") -> Problems:
     low, high = model.moe.balance.band
     if not (0 <= low <= 1 <= high and low < high):
@@ -108,11 +117,18 @@ def _load_band(model: "Model") -> Problems:
         yield Problem(("model", "moe", "balance", "band"), message)
 
 
-def _some_loss(loss: "Loss") -> Problems:
-    weights = loss.model_dump()
-    if not any(weights.values()):
-        reads = tuple(("loss", name) for name in weights)
-        yield Problem(("loss",), "all weights are 0: give at least structure a weight, such as 1.0", reads=reads)
+def _untrained_parts(model: "Model", loss: "Loss") -> Problems:
+    """Parts of the network that no term of the loss would reach; several processes could not even start."""
+    if loss.structure == 0:
+        yield Problem(("loss", "structure"), "structure = 0 leaves the prediction itself untrained: give it a weight")
+    if model.deep_supervision and loss.deep == 0:
+        message = "deep = 0 leaves the heads of deep supervision untrained: give it a weight, or set "
+        message += "model.deep_supervision = false"
+        yield Problem(("loss", "deep"), message, reads=(("model", "deep_supervision"),))
+    if model.refinement_steps == 0 and loss.boundary == loss.uncertainty == 0:
+        message = "boundary = uncertainty = 0 without refinement steps leaves the boundary head untrained: "
+        reads = (("loss", "uncertainty"), ("model", "refinement_steps"))
+        yield Problem(("loss", "boundary"), message + "give one of them a weight", reads=reads)
 
 
 def _phase_names(phases: Sequence["Phase"]) -> Problems:

@@ -82,7 +82,10 @@ def _coarse_structure(logits: list[Tensor], mask: Tensor) -> Tensor:
 
 
 def _band_at(head: Tensor, mask: Tensor) -> Tensor:
-    return boundary_band((_shrink(mask, head) > 0.5).float())
+    """Cells of the head that a boundary runs through. Found at full size: a thin part would not survive shrinking."""
+    stride, band = _stride(mask, head), boundary_band(mask)
+    height, width = head.shape[-2] * stride, head.shape[-1] * stride
+    return F.max_pool2d(F.pad(band, (0, width - mask.shape[-1], 0, height - mask.shape[-2])), stride)
 
 
 def _shrink(mask: Tensor, head: Tensor) -> Tensor:

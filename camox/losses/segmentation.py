@@ -41,8 +41,8 @@ def weighted_iou_loss(logits: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
 def difficulty_weight(mask: Tensor, stride: int = 1) -> Tensor:
     """`1 + 5·|mean of the 31×31 surroundings − mask|`: up to 6 at boundaries and on thin parts.
 
-    `mask` is `[B, 1, H, W]` in [0, 1]; `stride` says how much coarser than the image it is, so that the
-    surroundings stay 31 image pixels wide.
+    `mask` is `[B, 1, H, W]` in [0, 1]; `stride` says how much coarser than the image it is: there the
+    surroundings are the odd number of cells nearest to 31 image pixels, at least 3.
     """
     mask = mask.float()
     size = max(3, round(31 / stride) // 2 * 2 + 1)

@@ -66,9 +66,7 @@ def measure_image(
     if truth.shape != probability.shape:
         raise ValueError(f"probability map {probability.shape} and truth {truth.shape} differ in shape")
     if truth.dtype not in (np.uint8, np.bool_) or truth.max() > 1:
-        raise ValueError(
-            f"a truth is uint8 or bool with values 0 and 1, not {truth.dtype} up to {truth.max()}"
-        )
+        raise ValueError(f"a truth is uint8 or bool with values 0 and 1, not {truth.dtype} up to {truth.max()}")
     truth = truth.astype(bool, copy=False)
     if protocol.quantise:
         probability = np.rint(probability.astype(np.float64) * 255) / 255
@@ -81,9 +79,7 @@ def measure_image(
             return ImageResult(scalars, {}, has_object=False, counts=False)
     if "iou" in measures or "dice" in measures:
         counts = curves.count_pixels(probability >= protocol.binary_threshold, truth)
-        scalars.update(
-            {name: float(curves.overlap(name, counts)) for name in ("iou", "dice") if name in measures}
-        )
+        scalars.update({name: float(curves.overlap(name, counts)) for name in ("iou", "dice") if name in measures})
     if protocol.min_max:
         probability = _stretch(probability)
     if "mae" in measures:
@@ -129,13 +125,9 @@ def check_probability(probability: np.ndarray) -> None:
         raise ValueError(f"a probability map is float [H, W], not {probability.dtype} {probability.shape}")
     lowest, highest = probability.min(), probability.max()
     if np.isnan(lowest):
-        raise ValueError(
-            f"the probability map has {np.isnan(probability).sum()} NaN of {probability.size} values"
-        )
+        raise ValueError(f"the probability map has {np.isnan(probability).sum()} NaN of {probability.size} values")
     if lowest < 0 or highest > 1:
-        raise ValueError(
-            f"the probability map leaves [0, 1]: {lowest} to {highest} (logits in place of them?)"
-        )
+        raise ValueError(f"the probability map leaves [0, 1]: {lowest} to {highest} (logits in place of them?)")
 
 
 class Evaluator:
@@ -192,9 +184,7 @@ class Evaluator:
         records = self.results
         counted = [record for record in records if record.result.counts]
         groups = sorted({record.group for record in counted if record.group})
-        of_group = {
-            group: self._means([record for record in counted if record.group == group]) for group in groups
-        }
+        of_group = {group: self._means([record for record in counted if record.group == group]) for group in groups}
         empty = [record.result for record in records if not record.result.has_object]
         return {
             **self._means(counted),
@@ -209,17 +199,13 @@ class Evaluator:
     def _means(self, records: list[Record]) -> dict[str, Any]:
         results = [record.result for record in records]
         maximum = {
-            name: float(
-                np.mean([result.curves[name.removesuffix("_max")] for result in results], axis=0).max()
-            )
+            name: float(np.mean([result.curves[name.removesuffix("_max")] for result in results], axis=0).max())
             for name in self.measures
             if name.endswith("_max") and results
         }
         means: dict[str, Any] = {"count": len(results)}
         for name in self.measures:
-            means[name] = (
-                maximum.get(name) if name.endswith("_max") else _mean([r.scalars[name] for r in results])
-            )
+            means[name] = maximum.get(name) if name.endswith("_max") else _mean([r.scalars[name] for r in results])
         return means
 
 
@@ -261,18 +247,14 @@ def _structure_scores(
 def _curve_scores(
     probability: np.ndarray, truth: np.ndarray, protocol: Protocol, measures: Sequence[str]
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    wanted = [
-        family for family in CURVE_FAMILIES if f"{family}_max" in measures or f"{family}_mean" in measures
-    ]
+    wanted = [family for family in CURVE_FAMILIES if f"{family}_max" in measures or f"{family}_mean" in measures]
     adaptive = [family for family in CURVE_FAMILIES if f"{family}_adaptive" in measures]
     if not wanted and not adaptive:
         return {}, {}
     if protocol.formulas == "exact":
         curve_of, adaptive_of = curves.exact_scores(probability, truth, wanted, adaptive)
     else:
-        curve_of, adaptive_of = curves.reference_scores(
-            probability.astype(np.float64), truth, wanted, adaptive
-        )
+        curve_of, adaptive_of = curves.reference_scores(probability.astype(np.float64), truth, wanted, adaptive)
     scalars = {f"{family}_adaptive": value for family, value in adaptive_of.items()}
     for family, curve in curve_of.items():
         scalars[f"{family}_max"] = float(curve.max())

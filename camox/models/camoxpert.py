@@ -87,7 +87,7 @@ class CamoXpert(nn.Module):
         super().__init__()
         # What is needed to build the network again; weights come from the checkpoint then, not from these two.
         arguments = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
-        self.config: dict[str, Any] = json.loads(json.dumps(arguments)) | {
+        self.config: dict[str, Any] = json.loads(json.dumps(arguments, default=str)) | {
             "pretrained": False,
             "weights": None,
         }
@@ -139,7 +139,8 @@ class CamoXpert(nn.Module):
         uncertainty = relative_deviation(log_variance)
         logits, refinements = deep[-1], []
         for refine in self.refinements:
-            logits = refine(detail, logits, boundary, uncertainty)
+            # The uncertainty is told by its own score alone: it must not learn to flatter the refinement.
+            logits = refine(detail, logits, boundary, uncertainty.detach())
             refinements.append(logits)
         return CamoXpertOutput(
             logits=_to_input_size(logits, padded, height, width),

@@ -144,9 +144,7 @@ class Console:
             if ema is not None:
                 self._plain_line(f"{title} |", "ema", _scores(ema, names))
             if groups := _group_scores(raw, ema):
-                self._plain_line(
-                    f"{title} |", "IoU by group" if ema is None else "IoU by group, raw/ema", groups
-                )
+                self._plain_line(f"{title} |", "IoU by group" if ema is None else "IoU by group, raw/ema", groups)
             return
         self._out.print(Text(title, style="bold"))
         self._out.print(_score_table(raw, ema, names))
@@ -314,9 +312,7 @@ def _score_table(raw: Mapping[str, Any], ema: Mapping[str, Any] | None, names: S
         table.add_column(_HEADINGS[name], justify="right", no_wrap=True, min_width=5)
     for label, values, other in (("raw", raw, ema), ("ema", ema, raw)):
         if values is not None:
-            cells = [
-                _cell(name, values.get(name), None if other is None else other.get(name)) for name in names
-            ]
+            cells = [_cell(name, values.get(name), None if other is None else other.get(name)) for name in names]
             table.add_row(Text(label, style="dim"), *cells)
     return table
 

@@ -252,9 +252,7 @@ class WandbTracker:
 
 
 def _checked(values: Mapping[str, Any]) -> dict[str, Any]:
-    assert not _RESERVED & values.keys(), (
-        f"reserved names among the values: {sorted(_RESERVED & values.keys())}"
-    )
+    assert not _RESERVED & values.keys(), f"reserved names among the values: {sorted(_RESERVED & values.keys())}"
     return {name: plain(value) for name, value in values.items()}
 
 

@@ -1,12 +1,11 @@
 """Starts `accelerate launch camox/train.py …` as a child, hands signals on to it, and gives its real exit code."""
 
-import json
 import os
 import re
 import signal
 import subprocess
 import sys
-import uuid
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,32 +14,32 @@ from types import FrameType
 import psutil
 
 TRAIN_SCRIPT = Path(__file__).resolve().parents[1] / "train.py"
-START_ID = "CAMOX_START_ID"
+EXIT_CODE_FILE = "CAMOX_EXIT_CODE_FILE"
 _FORWARDED = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
 
 
-def launch(arguments: Sequence[str], launcher_options: Sequence[str], run_folder: Path) -> int:
+def launch(arguments: Sequence[str], launcher_options: Sequence[str]) -> int:
     """Train in processes of their own and wait for their end.
 
     Args:
         arguments: those of `camox/train.py`.
         launcher_options: those of `accelerate launch`.
-        run_folder: where the run writes `exit.json`.
 
     Returns:
-        The code in `exit.json` if this start wrote it, else the launcher's (128 + n if signal n ended it). The
-        launcher itself turns every failure into 1.
+        The code that `camox/train.py` ended with, else the launcher's (128 + n if signal n ended it). The launcher
+        itself turns every failure into 1.
     """
-    start_id = uuid.uuid4().hex
-    child = subprocess.Popen(
-        command(arguments, launcher_options),
-        env=environment(launcher_options) | {START_ID: start_id},
-        # A Ctrl-C on the terminal would reach the launcher too, which then leaves without its processes.
-        start_new_session=True,
-    )
-    with _forwarding(child):
-        code = child.wait()
-    return exit_code(run_folder, start_id, code)
+    with tempfile.TemporaryDirectory(prefix="camox-") as folder:
+        file = Path(folder) / "exit_code"
+        child = subprocess.Popen(
+            command(arguments, launcher_options),
+            env=environment(launcher_options) | {EXIT_CODE_FILE: str(file)},
+            # A Ctrl-C on the terminal would reach the launcher too, which then leaves without its processes.
+            start_new_session=True,
+        )
+        with _forwarding(child):
+            code = child.wait()
+        return exit_code(file, code)
 
 
 def command(arguments: Sequence[str], launcher_options: Sequence[str]) -> list[str]:
@@ -70,15 +69,12 @@ def processes(launcher_options: Sequence[str]) -> int:
     return max(1, int(given)) if given.isdigit() else 1
 
 
-def exit_code(run_folder: Path, start_id: str, launcher_code: int) -> int:
-    """The code that the run of this start wrote into its folder, else the launcher's."""
+def exit_code(file: Path, launcher_code: int) -> int:
+    """The code that the run wrote into `file`, else the launcher's."""
     try:
-        end = json.loads((run_folder / "exit.json").read_text(encoding="utf-8"))
+        return int(file.read_text())
     except (OSError, ValueError):
-        end = {}
-    if isinstance(end, dict) and end.get("start_id") == start_id and isinstance(end.get("code"), int):
-        return end["code"]
-    return 128 - launcher_code if launcher_code < 0 else launcher_code
+        return 128 - launcher_code if launcher_code < 0 else launcher_code
 
 
 @contextmanager

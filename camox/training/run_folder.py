@@ -35,7 +35,6 @@ class RunFolder:
     def __init__(self, path: Path):
         self.path = path
         self._lock: IO[str] | None = None
-        self._start_id = os.environ.get("CAMOX_START_ID", "")
 
     def open(self, experiment: Experiment, resume: str | None) -> Path | None:
         """Locks the folder and writes experiment and environment into it.
@@ -67,7 +66,6 @@ class RunFolder:
                 "reason": reason,
                 "last_clean_checkpoint": str(last[-1]) if last else None,
                 "time": round(time.time(), 3),
-                "start_id": self._start_id,
             },
         )
         self._release()
@@ -123,6 +121,17 @@ class RunFolder:
             raise ExperimentError(
                 f"--resume latest: {self.path} has no finished checkpoint; --resume auto starts it anew"
             ) from error
+
+
+def outcome(error: BaseException | None) -> tuple[int, str]:
+    """Exit code and reason of a run that ended with this error."""
+    if error is None:
+        return 0, "done"
+    if isinstance(error, CamoxError):
+        return error.exit_code, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return 130, "interrupted"
+    return 1, f"{type(error).__name__}: {error}"
 
 
 def describe_environment(seed: int) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """From the sums that a logging interval gathered to the names that people and trackers see."""
 
+import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -64,3 +66,40 @@ def _routing_values(batches: Sums, experts: Sequence[str], strides: Sequence[int
 
 def _ratio(total: np.ndarray, count: np.ndarray) -> float:
     return float(total) / float(count) if count > 0 else float("nan")
+
+
+def score_values(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """An evaluator's summaries by prefix ("val", "val_ema") as flat names: `val/iou`, `val/forest/iou`, and
+    `val/false_positive_area` on images without an object."""
+    values: dict[str, Any] = {}
+    for prefix, summary in scores.items():
+        values |= {f"{prefix}/{name}": value for name, value in summary.items() if name not in ("groups", "empty")}
+        values |= {f"{prefix}/{group}/iou": of["iou"] for group, of in summary["groups"].items() if "iou" in of}
+        if summary["empty"]["count"]:
+            values[f"{prefix}/false_positive_area"] = summary["empty"]["false_positive_area"]
+    return values
+
+
+class Clock:
+    """Seconds since the last lap, and how many of them went into waiting for data."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._waited = 0.0
+
+    def waiting(self) -> "Clock":
+        """Time spent in the block counts as waiting."""
+        return self
+
+    def __enter__(self) -> None:
+        self._entered = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._waited += time.perf_counter() - self._entered
+
+    def lap(self) -> tuple[float, float]:
+        """Seconds since the last lap, and the part of them that was waiting."""
+        now = time.perf_counter()
+        seconds, waited = now - self._start, self._waited
+        self._start, self._waited = now, 0.0
+        return seconds, waited

@@ -21,7 +21,7 @@ from camox.checkpoints.store import (
 )
 from camox.data.loading import EvalSet, TrainBatch, TrainSet, train_loader
 from camox.data.sources import open_training_sources
-from camox.errors import CamoxError, CheckpointError, DataError, TrainingStopped
+from camox.errors import CheckpointError, DataError, TrainingStopped
 from camox.experiment import Experiment, ResolvedPhase
 from camox.inference.evaluation import evaluate
 from camox.losses.composite import SegmentationObjective
@@ -31,6 +31,7 @@ from camox.tracking.console import Console, TrainingProgress
 from camox.tracking.events import EventLog
 from camox.tracking.trackers import JsonlTracker, Trackers, WandbTracker
 from camox.training import schedule
+from camox.training.announcement import announce
 from camox.training.ema import WeightAverage
 from camox.training.optimization import (
     build_optimizer,
@@ -38,12 +39,12 @@ from camox.training.optimization import (
     optimizer_tensors,
 )
 from camox.training.phases import TrainingShell, apply_freeze, phase_of
-from camox.training.processes import build_accelerator, once, precision_name, precision_notices
+from camox.training.processes import build_accelerator, once
 from camox.training.resume import better_weights, generator_states, load_into, restore_generators
-from camox.training.run_folder import RunFolder
+from camox.training.run_folder import RunFolder, outcome
 from camox.training.sampler import EpochBatches
 from camox.training.step import Controls, TrainingStep
-from camox.training.telemetry import training_values
+from camox.training.telemetry import Clock, score_values, training_values
 from camox.training.validation import Validator
 
 
@@ -143,7 +144,9 @@ class Trainer:
 
     def _start_tracking(self) -> None:
         self.trackers = Trackers([])
-        self._announce()
+        announce(
+            self.console, self.experiment, self.accelerator, self.network, self.train_source, self.held_out, self.epoch
+        )
         if not self.accelerator.is_main_process:
             return
         experiment, folder = self.experiment, self.folder.path
@@ -204,7 +207,7 @@ class Trainer:
         self.network.train()
         steps = self._steps_in(phase)
         progress.start_epoch(phase.name, self.epoch + 1, steps)
-        clock = _Clock()
+        clock = Clock()
         batches = iter(self.loader)
         for number in range(steps):
             position = self.epoch + (number + 1) / steps
@@ -244,7 +247,7 @@ class Trainer:
             noise_share=schedule.noise_share(position, total, moe.router.noise_fraction),
         )
 
-    def _values(self, phase: ResolvedPhase, controls: Controls, position: float, clock: "_Clock") -> dict[str, Any]:
+    def _values(self, phase: ResolvedPhase, controls: Controls, position: float, clock: Clock) -> dict[str, Any]:
         """Reads the meters of the interval that ends here: the one wait for the device between logged steps."""
         step = self.training_step
         batches = step.batch_meters.read(lambda sums: self.accelerator.reduce(sums, "sum"))
@@ -289,9 +292,8 @@ class Trainer:
         if self.average is not None:
             scores["val_ema"] = self.validator.score(self.average.model)
         self.console.validation(scores["val"], scores.get("val_ema"), epoch=self.epoch, step=self.step)
-        values = {f"{prefix}/{name}": value for prefix, of in scores.items() for name, value in flat(of).items()}
         assert self.phase is not None
-        self.trackers.log(values, step=self.step, epoch=self.epoch - 1, phase=self.phase.name)
+        self.trackers.log(score_values(scores), step=self.step, epoch=self.epoch - 1, phase=self.phase.name)
         return scores
 
     def _save(self, scores: dict[str, dict[str, Any]] | None) -> None:
@@ -327,12 +329,7 @@ class Trainer:
         if self.average is not None:
             tensors["ema"] = self.average.state_tensors()
         tensors["optimizer"] = optimizer_tensors(self.network, self.optimizer.optimizer)
-        measures = {
-            f"{prefix}/{name}": value
-            for prefix, of in (scores or {}).items()
-            for name, value in flat(of).items()
-            if value is not None
-        }
+        measures = {name: value for name, value in score_values(scores or {}).items() if value is not None}
         if better:
             # Under the plain name the better of raw and averaged weights: what "best" is chosen by.
             measures[settings.monitor] = measures[f"{'val' if better == 'raw' else 'val_ema'}/{settings.monitor}"]
@@ -431,40 +428,6 @@ class Trainer:
 
     # ---- small things
 
-    def _announce(self) -> None:
-        experiment, accelerator, network = self.experiment, self.accelerator, self.network
-        for text in [
-            *self.train_source.notices,
-            *experiment.warnings,
-            *precision_notices(experiment, accelerator),
-        ]:
-            self.console.warning(text)
-        batches = ", ".join(
-            f"{p.name}: {p.batch_size} × {p.accumulate} × {accelerator.num_processes} = "
-            f"{p.batch_size * p.accumulate * accelerator.num_processes}"
-            for p in self.phases
-        )
-        parameters = sum(parameter.numel() for parameter in network.parameters()) / 1e6
-        moe = experiment.model.moe
-        active = f"top {moe.top_k} of {len(moe.experts)}" if moe.mode == "sparse" else f"all {len(moe.experts)}"
-        rows: list[tuple[str, object]] = [
-            (
-                "data",
-                f"{len(self.train_source)} training, {len(self.held_out)} held out ({self.train_source.label})",
-            ),
-            ("model", f"{experiment.model.backbone}, {active} experts, {parameters:.1f} M parameters"),
-            ("phases", ", ".join(f"{phase.name} {phase.epochs} epochs" for phase in self.phases)),
-            ("effective batch", batches),
-            (
-                "device",
-                f"{accelerator.num_processes} × {accelerator.device.type}, {precision_name(accelerator)}",
-            ),
-            ("run folder", self.folder.path),
-        ]
-        if self.step:
-            rows.append(("resumed", f"after epoch {self.epoch}, step {self.step}"))
-        self.console.header(f"camox: {experiment.experiment.name}", rows)
-
     def _event(self, kind: str, message: str, severity: Any = "warning", details: dict[str, Any] | None = None) -> None:
         if not self.accelerator.is_main_process:
             return
@@ -487,46 +450,3 @@ class Trainer:
 
     def _due(self, every: int) -> bool:
         return self.epoch % every == 0 or self.epoch == self.experiment.epochs
-
-
-def flat(summary: dict[str, Any]) -> dict[str, Any]:
-    """An evaluator's summary as plain names: measures, `count`, and the false-positive area on empty images."""
-    values = {name: value for name, value in summary.items() if name not in ("groups", "empty")}
-    values |= {f"{group}/iou": scores["iou"] for group, scores in summary["groups"].items() if "iou" in scores}
-    if summary["empty"]["count"]:
-        values["false_positive_area"] = summary["empty"]["false_positive_area"]
-    return values
-
-
-def outcome(error: BaseException | None) -> tuple[int, str]:
-    """Exit code and reason of a run that ended with this error."""
-    if error is None:
-        return 0, "done"
-    if isinstance(error, CamoxError):
-        return error.exit_code, str(error)
-    if isinstance(error, KeyboardInterrupt):
-        return 130, "interrupted"
-    return 1, f"{type(error).__name__}: {error}"
-
-
-class _Clock:
-    """Seconds since the last lap, and how many of them went into waiting for data."""
-
-    def __init__(self) -> None:
-        self._start = time.perf_counter()
-        self._waited = 0.0
-
-    def waiting(self) -> "_Clock":
-        return self
-
-    def __enter__(self) -> None:
-        self._entered = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self._waited += time.perf_counter() - self._entered
-
-    def lap(self) -> tuple[float, float]:
-        now = time.perf_counter()
-        seconds, waited = now - self._start, self._waited
-        self._start, self._waited = now, 0.0
-        return seconds, waited

@@ -4,13 +4,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from camox.data.loading import EvalBatch, EvalSet, eval_loader
+from camox.data.transforms import resize_mask
 from camox.inference.evaluation import evaluate_model
 from camox.losses.composite import SegmentationObjective
 from camox.measures.evaluator import Evaluator
@@ -43,8 +43,6 @@ class Validator:
         """The evaluator's summary and the mean loss per image under "loss", the same on every rank."""
         evaluator = Evaluator("camox", self.measures)
         losses: list[tuple[int, float, int]] = []
-        was_training = network.training
-        network.eval()
         evaluate_model(
             network,
             self._loader,
@@ -53,7 +51,6 @@ class Validator:
             autocast=self._autocast(),
             observe=lambda output, batch: losses.append(self._loss(output, batch)),
         )
-        network.train(was_training)
         # One gather of plain per-image results; tensors would need equal counts on all ranks.
         everything = gather_object([(evaluator.results, losses)])
         whole = Evaluator("camox", self.measures)
@@ -69,6 +66,6 @@ class Validator:
 
     def _loss(self, output: CamoXpertOutput, batch: EvalBatch) -> tuple[int, float, int]:
         size = batch.images.shape[-1]
-        masks = [cv2.resize(truth, (size, size), interpolation=cv2.INTER_NEAREST) for truth in batch.truths]
+        masks = [resize_mask(truth, size) for truth in batch.truths]
         stacked = torch.from_numpy(np.stack(masks)[:, None]).to(output.logits.device)
         return int(batch.indices[0]), self.objective(output, stacked).total.item(), len(masks)

@@ -31,8 +31,7 @@ def local_deviation(image: np.ndarray, window: int) -> np.ndarray:
 def samples() -> dict[str, list]:
     """40 samples with ordinary objects of each habitat."""
     return {
-        kind: list(map(Habitats(40, seed=5, kinds=(kind,), empty=0, tiny=0).__getitem__, range(40)))
-        for kind in KINDS
+        kind: list(map(Habitats(40, seed=5, kinds=(kind,), empty=0, tiny=0).__getitem__, range(40))) for kind in KINDS
     }
 
 
@@ -163,9 +162,7 @@ def test_mean_grey_is_the_same_inside_and_outside(samples, kind):
 
 @pytest.mark.parametrize("kind", ["forest", "underwater", "rock"])
 def test_only_desert_changes_the_deviation(samples, kind):
-    assert inside_outside_ratio(samples[kind], lambda image: local_deviation(image, 9)) == pytest.approx(
-        1, abs=0.15
-    )
+    assert inside_outside_ratio(samples[kind], lambda image: local_deviation(image, 9)) == pytest.approx(1, abs=0.15)
 
 
 @pytest.mark.parametrize("kind", ["forest", "rock"])
@@ -176,10 +173,7 @@ def test_forest_and_rock_have_the_same_fine_detail_inside_and_outside(samples, k
 
 def test_desert_objects_change_the_contrast_and_mostly_lower_it(samples):
     ratios = np.array(
-        [
-            inside_outside_ratio([sample], lambda image: local_deviation(image, 7))
-            for sample in samples["desert"]
-        ]
+        [inside_outside_ratio([sample], lambda image: local_deviation(image, 7)) for sample in samples["desert"]]
     )
     assert np.mean(np.abs(np.log(ratios)) > np.log(1.3)) > 0.8
     assert 0.6 < np.mean(ratios < 1) < 0.95
@@ -196,9 +190,7 @@ def structure_tensor_angle(sample, region: np.ndarray) -> float:
 def test_forest_objects_turn_the_texture(samples):
     turns = []
     for sample in samples["forest"]:
-        apart = structure_tensor_angle(sample, sample.mask == 1) - structure_tensor_angle(
-            sample, sample.mask == 0
-        )
+        apart = structure_tensor_angle(sample, sample.mask == 1) - structure_tensor_angle(sample, sample.mask == 0)
         turns.append(np.degrees(np.abs((apart + np.pi / 2) % np.pi - np.pi / 2)))
     assert np.median(turns) > 60
 
@@ -227,10 +219,7 @@ def test_rock_contours_are_darker_than_their_neighbourhood(samples):
 
 
 def test_every_habitat_has_the_same_histogram_of_colours(samples):
-    means = {
-        kind: np.array([sample.image.reshape(-1, 3).mean(axis=0) for sample in samples[kind]])
-        for kind in KINDS
-    }
+    means = {kind: np.array([sample.image.reshape(-1, 3).mean(axis=0) for sample in samples[kind]]) for kind in KINDS}
     spread = np.concatenate(list(means.values())).std(axis=0)
     centre = np.concatenate(list(means.values())).mean(axis=0)
     for kind in KINDS:
@@ -243,9 +232,7 @@ def test_nearest_mean_colour_tells_habitats_hardly_better_than_chance():
     drawn = [habitats[i] for i in range(300)]
     statistics = np.array(
         [
-            np.concatenate(
-                (pixels.mean(axis=0), pixels.std(axis=0), *np.percentile(pixels, (5, 25, 75, 95), axis=0))
-            )
+            np.concatenate((pixels.mean(axis=0), pixels.std(axis=0), *np.percentile(pixels, (5, 25, 75, 95), axis=0)))
             for pixels in (sample.image.reshape(-1, 3).astype(np.float64) for sample in drawn)
         ]
     )
@@ -289,9 +276,7 @@ def test_no_single_threshold_solves_a_habitat(samples, kind):
     chosen = samples[kind][:24]
     masks = np.stack([sample.mask for sample in chosen]) > 0
     features = [trivial_features(grey(sample)) for sample in chosen]
-    ceilings = {
-        name: best_threshold_iou(np.stack([maps[name] for maps in features]), masks) for name in features[0]
-    }
+    ceilings = {name: best_threshold_iou(np.stack([maps[name] for maps in features]), masks) for name in features[0]}
     assert max(ceilings.values()) <= 0.45, ceilings
 
 

@@ -45,9 +45,7 @@ def damaged(tmp_path):
         content = buffer.getvalue()
         (tmp_path / f"images/{i}.jpg").write_bytes(content if i != 2 else content[: len(content) // 2])
         Image.fromarray(np.full((40, 40), 255, np.uint8)).save(tmp_path / f"masks/{i}.png")
-    return open_source(
-        {"layout": "folder", "images": str(tmp_path / "images"), "masks": str(tmp_path / "masks")}
-    )
+    return open_source({"layout": "folder", "images": str(tmp_path / "images"), "masks": str(tmp_path / "masks")})
 
 
 def load(batches, workers=0, epoch=0, seed=0):

@@ -11,9 +11,7 @@ from PIL import Image
 from camox.data.sources import Subset, held_out_split, open_source, open_sources
 from camox.errors import DataError
 
-OPEN_PAIRS = Path(
-    os.environ.get("CAMOX_OPEN_PAIRS", Path(__file__).parents[3] / "shared" / "data" / "open_pairs")
-)
+OPEN_PAIRS = Path(os.environ.get("CAMOX_OPEN_PAIRS", Path(__file__).parents[3] / "shared" / "data" / "open_pairs"))
 
 
 def write_pairs(root, count=3):
@@ -72,9 +70,7 @@ def test_split_depends_on_the_seed():
     assert held_out_split(groups, 0.1, 0) != held_out_split(groups, 0.1, 1)
 
 
-@pytest.mark.parametrize(
-    ("groups", "fraction"), [(["a"], 0.5), ([], 0.5), (["a"] * 9, 0.0), (["a"] * 9, 1.0)]
-)
+@pytest.mark.parametrize(("groups", "fraction"), [(["a"], 0.5), ([], 0.5), (["a"] * 9, 0.0), (["a"] * 9, 1.0)])
 def test_impossible_splits(groups, fraction):
     with pytest.raises(DataError):
         held_out_split(groups, fraction, 0)

@@ -54,7 +54,10 @@ MISTAKES = {
     "monitor": ('[validation]\nmeasures = ["iou"]\n[checkpoints]\nmonitor = "mae"', 4, '[checkpoints] monitor = "mae" is not measured: add it to validation.measures, or monitor one of "iou"'),
     "min_lr": ("[optimizer]\nlr = 1e-6", 2, "[optimizer] lr = 1e-06 is below schedule.min_lr = 1e-05, where the cosine ends: lower min_lr or raise lr"),
     "min_lr of a phase": ('[[phases]]\nname = "b"\nepochs = 1\nlr = 1e-6', 4, '[[phases]] "b": lr = 1e-06 is below schedule.min_lr = 1e-05, where the cosine ends: lower min_lr or raise lr'),
-    "no loss": ("[loss]\nstructure=0\nboundary=0\nuncertainty=0\nsearch=0\ndeep=0\nrefinement=0", 1, "[loss] all weights are 0: give at least structure a weight, such as 1.0"),
+    "no loss": ("[loss]\nstructure=0", 2, "[loss] structure = 0 leaves the prediction itself untrained: give it a weight"),
+    "untrained heads": ("[loss]\ndeep=0", 2, "[loss] deep = 0 leaves the heads of deep supervision untrained: give it a weight, or set model.deep_supervision = false"),
+    "untrained boundary": ("[model]\nrefinement_steps=0\n[loss]\nboundary=0\nuncertainty=0", 4, "[loss] boundary = uncertainty = 0 without refinement steps leaves the boundary head untrained: give one of them a weight"),
+    "router without gradient": ("[model.moe]\ntop_k=1", 2, "[model.moe] top_k = 1 gives the router no gradient from the task: use 2 or more"),
     "loss scale": ("[precision]\ninit_scale = 0.5", 2, "[precision] init_scale = 0.5 is below min_scale = 1.0, so the run would stop at once: raise init_scale"),
     "duplicate phase": ('[[phases]]\nname = "full"\nepochs = 1', 2, '[[phases]] "full": another phase has this name already: rename one of them'),
     "phase without a key": ('[[phases]]\nname = "b"', 1, '[[phases]] "b": missing key "epochs": add epochs = …'),
@@ -169,7 +172,18 @@ def test_mistake_is_reported_where_the_extended_file_makes_it(write: Write, mini
 
 
 # With another of them in the same file, these are no TOML, or judge keys that are wrong already.
-ALONE = {"value for table", "top_k", "monitor", "min_lr", "min_lr of a phase", "no loss", "loss scale"}
+ALONE = {
+    "value for table",
+    "top_k",
+    "monitor",
+    "min_lr",
+    "min_lr of a phase",
+    "no loss",
+    "loss scale",
+    "untrained heads",
+    "untrained boundary",
+    "router without gradient",
+}
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30, deadline=None)

@@ -125,6 +125,8 @@ def test_half_precision_is_computed_in_fp32(dtype):
         losses = torch.cat([boundary_loss(logits, band), uncertainty_loss(log_variance, logits, band)])
     assert losses.dtype == torch.float32
     assert losses.isfinite().all()
+    small = (logits.detach().float() / 1e4).to(dtype)
+    assert torch.equal(boundary_loss(small, band), boundary_loss(small.float(), band))
     losses.sum().backward()
     assert logits.grad.isfinite().all()
     assert log_variance.grad.isfinite().all()

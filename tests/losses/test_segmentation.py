@@ -123,5 +123,8 @@ def test_half_precision_logits_of_large_magnitude_are_computed_in_fp32(dtype, ma
         loss = structure_loss(logits, mask, difficulty_weight(mask))
     assert loss.dtype == torch.float32
     assert loss.isfinite().all()
+    small = (logits.detach().float() / 1e4).to(dtype)
+    weight = difficulty_weight(mask)
+    assert torch.equal(structure_loss(small, mask, weight), structure_loss(small.float(), mask, weight))
     loss.sum().backward()
     assert logits.grad.isfinite().all()

@@ -125,9 +125,7 @@ def test_iou_and_dice_are_at_one_half_without_stretching():
 def test_a_faint_map_is_not_stretched():
     truth = disc()
     assert measure_image(truth.astype(np.float32) * 0.4, truth).scalars["iou"] == 0
-    assert measure_image(truth.astype(np.float32) * 0.4, truth).scalars["mae"] == pytest.approx(
-        0.6 * truth.mean()
-    )
+    assert measure_image(truth.astype(np.float32) * 0.4, truth).scalars["mae"] == pytest.approx(0.6 * truth.mean())
 
 
 @pytest.mark.parametrize("protocol", ["camox", "pysod"])

@@ -73,9 +73,7 @@ def test_tables_have_a_row_per_dataset_and_group(tmp_path, file):
     write_scores(tmp_path, {"first": (summary, results), "second": scored()}, CAMOX.as_dict())
     text = (tmp_path / file).read_text()
     rows = [line for line in text.splitlines() if line.lstrip("| ").startswith(("first", "second"))]
-    labels = [
-        row.replace("&", "|").strip("| ").split("|")[0].strip() for row in rows if "|" in row or "&" in row
-    ]
+    labels = [row.replace("&", "|").strip("| ").split("|")[0].strip() for row in rows if "|" in row or "&" in row]
     assert labels == ["first", "first / crab", "second", "second / crab"]
     assert f"{summary['s_measure']:.4f}" in text
     assert "1 images without an object" in text

@@ -54,7 +54,9 @@ def test_a_frozen_backbone_has_no_graph_no_gradient_and_keeps_its_statistics(bui
     network.backbone.register_forward_hook(lambda *call: caught.extend(call[2]))
     network.train()
     task_loss(network, images()).backward()
+    assert len(caught) == 4
     assert not any(feature.requires_grad for feature in caught)
+    assert not any(p.requires_grad for p in network.backbone.parameters())
     assert all(p.grad is None for p in network.backbone.parameters())
     assert all(torch.equal(b, before[name]) for name, b in network.backbone.named_buffers())
     assert all(p.grad is not None for n, p in network.named_parameters() if not n.startswith("backbone."))

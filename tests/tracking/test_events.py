@@ -10,9 +10,7 @@ def events(path):
 
 def test_event_has_the_contract_keys(tmp_path):
     log = EventLog(tmp_path / "events.jsonl")
-    log.append(
-        "skipped_step", "loss is not finite", step=7, epoch=1, severity="warning", rank=2, details={"a": 1}
-    )
+    log.append("skipped_step", "loss is not finite", step=7, epoch=1, severity="warning", rank=2, details={"a": 1})
     log.close()
     (event,) = events(tmp_path / "events.jsonl")
     assert event.pop("time") > 0

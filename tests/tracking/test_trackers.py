@@ -78,9 +78,7 @@ class TestJsonlTracker:
         tracker = JsonlTracker(tmp_path / "metrics.jsonl")
         tracker.log({"train/loss": 0.1}, step=20, epoch=1, phase="full")
         tracker.finish()
-        assert rows(tmp_path / "metrics.jsonl") == [
-            {"step": 20, "epoch": 1, "phase": "full", "train/loss": 0.1}
-        ]
+        assert rows(tmp_path / "metrics.jsonl") == [{"step": 20, "epoch": 1, "phase": "full", "train/loss": 0.1}]
 
     def test_non_finite_values_become_null_and_are_named(self, tmp_path):
         tracker = JsonlTracker(tmp_path / "metrics.jsonl")
@@ -167,9 +165,7 @@ class TestWandbRows:
         folder = no_credentials / "run"
         both = Trackers([JsonlTracker(folder / "metrics.jsonl"), wandb_tracker(folder, "offline")])
         for step in range(0, 200, 20):
-            both.log(
-                {"train/loss": 1 / (step + 3), "lr/head": 8e-4}, step=step, epoch=step // 50, phase="full"
-            )
+            both.log({"train/loss": 1 / (step + 3), "lr/head": 8e-4}, step=step, epoch=step // 50, phase="full")
         both.log({"val/iou": 0.123456789012345}, step=180, epoch=3, phase="full")
         both.finish()
         written = [{k: v for k, v in row.items() if not k.startswith("_")} for row in wandb_rows(folder)]

@@ -15,8 +15,8 @@ import json, os, pathlib, signal, sys, time
 run = pathlib.Path(sys.argv[1])
 def end(code):
     keys = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY")
-    content = {"code": code, "start_id": os.environ["CAMOX_START_ID"], "env": {key: os.environ[key] for key in keys}}
-    (run / "exit.json").write_text(json.dumps(content))
+    (run / "environment.json").write_text(json.dumps({key: os.environ[key] for key in keys}))
+    pathlib.Path(os.environ["CAMOX_EXIT_CODE_FILE"]).write_text(str(code))
     sys.exit(code)
 if "wait" in sys.argv:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
@@ -35,7 +35,7 @@ from camox.training import launcher
 script, fake, run = sys.argv[1:]
 launcher.TRAIN_SCRIPT = pathlib.Path(script)
 launcher.command = lambda arguments, options: [sys.executable, "-c", fake, script, *arguments]
-sys.exit(launcher.launch([run, "wait"], [], pathlib.Path(run)))
+sys.exit(launcher.launch([run, "wait"], []))
 """
 
 
@@ -57,8 +57,8 @@ def no_accelerate_configuration(monkeypatch, tmp_path):
 def test_the_runs_own_exit_code_comes_through_accelerate(monkeypatch, script, tmp_path, capfd):
     monkeypatch.setattr(launcher, "TRAIN_SCRIPT", script)
     monkeypatch.setattr(launcher, "_cores", lambda: 3)
-    assert launcher.launch([str(tmp_path)], ["--cpu"], tmp_path) == 3
-    environment = json.loads((tmp_path / "exit.json").read_text())["env"]
+    assert launcher.launch([str(tmp_path)], ["--cpu"]) == 3
+    environment = json.loads((tmp_path / "environment.json").read_text())
     assert environment == {"OMP_NUM_THREADS": "3", "OMP_WAIT_POLICY": "passive"}
     assert "Traceback" not in capfd.readouterr().err
 
@@ -76,25 +76,16 @@ def test_signals_reach_the_training_process(script, tmp_path, name):
         assert parent.wait(30) == number
 
 
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
-        ('{"code": 4, "start_id": "mine"}', 4),
-        ('{"code": 0, "start_id": "mine"}', 0),
-        ('{"code": 4, "start_id": "of an earlier start"}', 1),
-        ('{"code": 4', 1),
-        ('["code"]', 1),
-        (None, 1),
-    ],
-)
-def test_only_the_code_of_this_start_counts(tmp_path, content, expected):
+@pytest.mark.parametrize(("content", "expected"), [("4", 4), ("0", 0), ("", 1), ("four", 1), (None, 1)])
+def test_the_code_that_the_run_wrote_counts(tmp_path, content, expected):
+    file = tmp_path / "exit_code"
     if content is not None:
-        (tmp_path / "exit.json").write_text(content)
-    assert launcher.exit_code(tmp_path, "mine", 1) == expected
+        file.write_text(content)
+    assert launcher.exit_code(file, 1) == expected
 
 
 def test_a_killed_launcher_gives_the_shells_code(tmp_path):
-    assert launcher.exit_code(tmp_path, "mine", -signal.SIGKILL) == 137
+    assert launcher.exit_code(tmp_path / "exit_code", -signal.SIGKILL) == 137
 
 
 @pytest.mark.parametrize(

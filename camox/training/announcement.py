@@ -1,0 +1,43 @@
+"""What a run says of itself before its first step."""
+
+from accelerate import Accelerator
+
+from camox.data.sources import Source, Subset
+from camox.experiment import Experiment
+from camox.models.camoxpert import CamoXpert
+from camox.tracking.console import Console
+from camox.training.processes import precision_name, precision_notices
+
+
+def announce(
+    console: Console,
+    experiment: Experiment,
+    accelerator: Accelerator,
+    network: CamoXpert,
+    train: Source | Subset,
+    held_out: Source | Subset,
+    finished_epochs: int,
+) -> None:
+    """Prints warnings first, then data, model, phases, effective batch, device and place of the run."""
+    for text in [*train.notices, *experiment.warnings, *precision_notices(experiment, accelerator)]:
+        console.warning(text)
+    ranks = accelerator.num_processes
+    phases = experiment.phases_resolved()
+    batches = [
+        f"{p.name} {p.batch_size} × {p.accumulate} × {ranks} = {p.batch_size * p.accumulate * ranks}" for p in phases
+    ]
+    parameters = sum(parameter.numel() for parameter in network.parameters()) / 1e6
+    moe = experiment.model.moe
+    experts = f"top {moe.top_k} of {len(moe.experts)}" if moe.mode == "sparse" else f"all {len(moe.experts)}"
+    rows: list[tuple[str, object]] = [
+        ("data", f"{len(train)} training, {len(held_out)} held out ({train.label})"),
+        ("model", f"{experiment.model.backbone}, {parameters:.1f} M parameters"),
+        ("experts", f"{experts} at strides {', '.join(map(str, moe.scales))}"),
+        ("phases", ", ".join(f"{phase.name} {phase.epochs} epochs" for phase in phases)),
+        ("batch", f"{', '.join(batches)} (per device × accumulated × processes)"),
+        ("device", f"{ranks} × {accelerator.device.type}, {precision_name(accelerator)}"),
+        ("run folder", experiment.run_folder),
+    ]
+    if finished_epochs:
+        rows.append(("resumed", f"after epoch {finished_epochs} of {experiment.epochs}"))
+    console.header(f"camox: {experiment.experiment.name}", rows)
