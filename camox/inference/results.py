@@ -32,16 +32,21 @@ def report(
     """
     summaries = {name: summary for name, (summary, _) in datasets.items()}
     # A column per dataset: long names fold in the heading, and numbers stay whole on a narrow terminal.
-    rows = [["images", *(summary["count"] for summary in summaries.values())]]
+    rows = [["images with an object", *(summary["count"] for summary in summaries.values())]]
     rows += [
         [title, *(_cell(summary[measure]) for summary in summaries.values())] for measure, title in _TITLES.items()
     ]
+    rows += [
+        [f"IoU, {group}", *(_cell(summary["groups"].get(group, {}).get("iou")) for summary in summaries.values())]
+        for group in sorted({group for summary in summaries.values() for group in summary["groups"]})
+    ]
     console.table(f"protocol {protocol['name']}", ["", *summaries], rows)
     for name, summary in summaries.items():
-        if empty := summary["empty"]["count"]:
+        empty = summary["empty"]
+        if empty["count"]:
             console.notice(
-                f"{name}: {empty} images without an object; an object is seen in "
-                f"{summary['empty']['false_positive_rate']:.1%} of them"
+                f"{name}: {empty['count']} images without an object; {empty['false_positive_area']:.2%} of their "
+                f"area is called object, some object is seen in {empty['false_positive_rate']:.0%} of them"
             )
     if out is not None:
         try:

@@ -33,7 +33,7 @@ def test_numbers_stay_whole_on_any_terminal(datasets, width):
 def test_images_without_an_object_are_told_apart(datasets):
     stream = io.StringIO()
     report(datasets, {"name": "camox"}, None, Console(stream=stream))
-    assert "1 images without an object; an object is seen in 0.0% of them" in stream.getvalue()
+    assert "1 images without an object; 0.00% of their area is called object" in stream.getvalue()
 
 
 def test_the_document_is_returned(datasets):

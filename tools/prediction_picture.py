@@ -1,0 +1,59 @@
+"""Draw image, truth, prediction and boundary uncertainty of a run's test samples, one row each, into one picture.
+
+python tools/prediction_picture.py runs/quickstart --samples 0 1 2 3 --out docs/quickstart.png
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from camox.data.sources import open_sources
+from camox.data.transforms import resize_image
+from camox.errors import CamoxError, DataError
+from camox.inference.pictures import prediction_panel
+from camox.inference.predictor import load_model
+
+
+def main() -> int:
+    """Parses the command line, predicts, draws."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--samples", type=int, nargs="+", default=[0, 1, 2, 3], help="numbers within the test data")
+    parser.add_argument("--size", type=int, default=256, help="side of each of the four pictures in a row")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    try:
+        picture = draw(options.run, options.samples, options.size)
+    except CamoxError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(options.out), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    return 0
+
+
+@torch.no_grad()
+def draw(run: Path, samples: list[int], size: int) -> np.ndarray:
+    """The rows as one uint8 RGB image."""
+    loaded = load_model(run)
+    if loaded.experiment is None or not loaded.experiment.data.test:
+        raise DataError(f"{run} has no test data in its experiment: nothing to draw")
+    source = open_sources([one.plain() for one in loaded.experiment.data.test], split="test")
+    rows = []
+    for number in samples:
+        sample = source[number]
+        pixels = resize_image(sample.image, loaded.image_size)
+        images = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(loaded.device).float() / 255
+        output = loaded.model(images)
+        probability = output.logits.sigmoid()[0, 0].cpu().numpy()
+        uncertainty = output.uncertainty[0, 0].cpu().numpy()
+        rows.append(prediction_panel(sample.image, sample.mask, probability, uncertainty, size))
+    return np.concatenate(rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
