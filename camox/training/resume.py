@@ -1,13 +1,12 @@
 """A run's whole state, to a checkpoint and back: what is resumed is the run that was interrupted."""
 
-from typing import Any
-
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from camox.checkpoints.store import Checkpoint
+from camox.checkpoints.store import Checkpoint, is_better
 from camox.errors import CheckpointError
+from camox.training.telemetry import Scores
 
 
 def generator_states(ranks: int) -> dict[str, dict[str, Tensor]]:
@@ -50,15 +49,14 @@ def load_into(module: torch.nn.Module, tensors: dict[str, Tensor], what: str) ->
         raise CheckpointError(f"{what} does not fit the experiment's model: {error}") from error
 
 
-def better_weights(raw: dict[str, Any], ema: dict[str, Any] | None, monitor: str) -> str:
-    """Which weights scored better on held-out data: "raw" or "ema". A score that is missing or NaN loses."""
-    if ema is None:
-        return "raw"
-    ours, theirs = (_rank(scores.get(monitor), monitor) for scores in (raw, ema))
-    return "ema" if theirs > ours else "raw"
+def better_weights(scores: Scores, monitor: str) -> tuple[str, float | None]:
+    """Which weights scored better on held-out data, "raw" or "ema", and how well; None without a score.
 
-
-def _rank(score: float | None, monitor: str) -> float:
-    if score is None or score != score:
-        return float("-inf")
-    return -score if monitor == "mae" else score
+    A score that is missing or NaN never wins.
+    """
+    best, weights = None, "raw"
+    for prefix, name in (("val", "raw"), ("val_ema", "ema")):
+        score = scores.get(prefix, {}).get(monitor)
+        if score is not None and is_better(score, best, monitor):
+            best, weights = score, name
+    return weights, best

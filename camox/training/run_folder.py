@@ -20,8 +20,17 @@ from camox.experiment import Experiment
 
 EXPERIMENT_FILE = "experiment.toml"
 # What may differ when a run is resumed: nothing that training computes depends on it.
-_FREE_TABLES = {"tracking", "checkpoints"}
-_FREE_KEYS = {("experiment", "output"), ("experiment", "notes"), ("experiment", "tags"), ("data", "workers")}
+_FREE = {
+    "experiment.name",
+    "experiment.output",
+    "experiment.notes",
+    "experiment.tags",
+    "data.workers",
+    "checkpoints.every_epochs",
+    "checkpoints.keep_last",
+    "checkpoints.keep_best",
+}
+_FREE_TABLE = "tracking"
 
 
 class RunFolder:
@@ -72,16 +81,17 @@ class RunFolder:
 
     def _prepare(self, experiment: Experiment, resume: str | None) -> Path | None:
         before = self.path / EXPERIMENT_FILE
-        if before.exists():
-            if resume is None:
-                raise ExperimentError(
-                    f"{self.path} already holds a run: go on with it by --resume auto, "
-                    "or choose another place with --output or experiment.name"
-                )
-            _refuse_other_run(before, experiment)
+        if before.exists() and resume is None:
+            raise ExperimentError(
+                f"{self.path} already holds a run: go on with it by --resume auto, "
+                "or choose another place with --output or experiment.name"
+            )
         clean_leftovers(self.path)
         checkpoint = self._find(resume)
-        before.write_text(experiment.to_toml())
+        for file in {before, checkpoint.parents[1] / EXPERIMENT_FILE if checkpoint else before}:
+            if file.exists():
+                _refuse_other_run(file, experiment)
+        _write(before, experiment.to_toml())
         _write_json(self.path / "environment.json", describe_environment(experiment.experiment.seed))
         (self.path / "exit.json").unlink(missing_ok=True)
         return checkpoint
@@ -185,11 +195,7 @@ def _refuse_other_run(before: Path, experiment: Experiment) -> None:
     """A resume with other settings would be another run under the same name."""
     earlier = Experiment.load(before).plain()
     now = experiment.plain()
-    changed = [
-        f"{table}.{key}" if key else table
-        for table, key in _differences(earlier, now)
-        if table not in _FREE_TABLES and (table, key) not in _FREE_KEYS
-    ]
+    changed = [key for key in _differences(earlier, now) if key not in _FREE and key.partition(".")[0] != _FREE_TABLE]
     if changed:
         raise ExperimentError(
             f"{before.parent} was started with other settings of {', '.join(changed)}: resume with the same ones "
@@ -197,19 +203,24 @@ def _refuse_other_run(before: Path, experiment: Experiment) -> None:
         )
 
 
-def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """`table.key` of what differs between two experiments; a table that is no dictionary (phases) is named whole."""
     different = []
     for table in sorted(a.keys() | b.keys()):
         ours, theirs = a.get(table), b.get(table)
         if isinstance(ours, dict) and isinstance(theirs, dict):
             keys = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
-            different += [(table, key) for key in keys]
+            different += [f"{table}.{key}" for key in keys]
         elif ours != theirs:
-            different.append((table, ""))
+            different.append(table)
     return different
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    _write(path, json.dumps(content, indent=2) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)

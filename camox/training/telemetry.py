@@ -9,6 +9,8 @@ import numpy as np
 from camox.measures.routing import routing_measures
 
 Sums = Mapping[str, np.ndarray]
+Scores = dict[str, dict[str, Any]]
+"""Summaries of an evaluator: "val" of the raw weights, "val_ema" of the averaged ones."""
 
 
 def training_values(batches: Sums, steps: Sums, experts: Sequence[str], strides: Sequence[int]) -> dict[str, float]:
@@ -68,7 +70,7 @@ def _ratio(total: np.ndarray, count: np.ndarray) -> float:
     return float(total) / float(count) if count > 0 else float("nan")
 
 
-def score_values(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def score_values(scores: Scores) -> dict[str, Any]:
     """An evaluator's summaries by prefix ("val", "val_ema") as flat names: `val/iou`, `val/forest/iou`, and
     `val/false_positive_area` on images without an object."""
     values: dict[str, Any] = {}

@@ -20,7 +20,7 @@ from camox.checkpoints.store import (
     write_checkpoint,
 )
 from camox.data.loading import EvalSet, TrainBatch, TrainSet, train_loader
-from camox.data.sources import open_training_sources
+from camox.data.sources import open_sources, open_training_sources
 from camox.errors import CheckpointError, DataError, TrainingStopped
 from camox.experiment import Experiment, ResolvedPhase
 from camox.inference.evaluation import evaluate
@@ -44,7 +44,7 @@ from camox.training.resume import better_weights, generator_states, load_into, r
 from camox.training.run_folder import RunFolder, outcome
 from camox.training.sampler import EpochBatches
 from camox.training.step import Controls, TrainingStep
-from camox.training.telemetry import Clock, score_values, training_values
+from camox.training.telemetry import Clock, Scores, score_values, training_values
 from camox.training.validation import Validator
 
 
@@ -100,6 +100,8 @@ class Trainer:
             data.val_fraction,
             settings.seed,
         )
+        if data.test:  # opened here already: not after 200 epochs should a wrong path be found
+            open_sources([source.plain() for source in data.test], split="test")
 
         self.network = CamoXpert.from_experiment(experiment).to(accelerator.device)
         self.network_config = self.network.config
@@ -286,53 +288,44 @@ class Trainer:
 
     # ---- validation and checkpoints
 
-    def _validate(self) -> dict[str, dict[str, Any]]:
+    def _validate(self) -> Scores:
         """Scores raw and averaged weights on the held-out part."""
-        scores = {"val": self.validator.score(self.network)}
-        if self.average is not None:
-            scores["val_ema"] = self.validator.score(self.average.model)
+        try:
+            scores = {"val": self.validator.score(self.network)}
+            if self.average is not None:
+                scores["val_ema"] = self.validator.score(self.average.model)
+        except CheckpointError as error:  # the weights, or what fp16 makes of them, are not finite
+            raise self._stop("validation", str(error)) from error
         self.console.validation(scores["val"], scores.get("val_ema"), epoch=self.epoch, step=self.step)
         assert self.phase is not None
         self.trackers.log(score_values(scores), step=self.step, epoch=self.epoch - 1, phase=self.phase.name)
         return scores
 
-    def _save(self, scores: dict[str, dict[str, Any]] | None) -> None:
+    def _save(self, scores: Scores | None) -> None:
         """Saves when due or better than ever; what holds NaN never becomes a checkpoint."""
         monitor = self.experiment.checkpoints.monitor
-        better = ""
-        if scores is not None:
-            better = better_weights(scores["val"], scores.get("val_ema"), monitor)
-            score = scores["val" if better == "raw" else "val_ema"].get(monitor)
-            improved = score is not None and is_better(score, self.best.get("score"), monitor)
-            if improved:
-                self.best = {"score": score, "epoch": self.epoch, "weights": better}
-        else:
-            improved = False
+        weights, score = better_weights(scores or {}, monitor)
+        improved = score is not None and is_better(score, self.best.get("score"), monitor)
+        if improved:
+            self.best = {"score": score, "epoch": self.epoch, "weights": weights}
         if not improved and not self._due(self.experiment.checkpoints.every_epochs):
             return
         generators = generator_states(self.accelerator.num_processes)
+        measures = {name: value for name, value in score_values(scores or {}).items() if value is not None}
+        if score is not None:
+            measures[monitor] = score  # of the better weights: what checkpoints are ranked by
         try:
-            once(self.accelerator, lambda: self._write(generators, scores, improved, better))
+            once(self.accelerator, lambda: self._write(generators, measures, improved))
         except CheckpointError as error:
             raise self._stop("checkpoint", str(error)) from error
 
-    def _write(
-        self,
-        generators: dict[str, Any],
-        scores: dict[str, dict[str, Any]] | None,
-        improved: bool,
-        better: str,
-    ) -> None:
+    def _write(self, generators: dict[str, Any], measures: dict[str, float], improved: bool) -> None:
         started = time.perf_counter()
         settings = self.experiment.checkpoints
         tensors = {"model": self.network.state_dict()}
         if self.average is not None:
             tensors["ema"] = self.average.state_tensors()
         tensors["optimizer"] = optimizer_tensors(self.network, self.optimizer.optimizer)
-        measures = {name: value for name, value in score_values(scores or {}).items() if value is not None}
-        if better:
-            # Under the plain name the better of raw and averaged weights: what "best" is chosen by.
-            measures[settings.monitor] = measures[f"{'val' if better == 'raw' else 'val_ema'}/{settings.monitor}"]
         name = f"epoch_{self.epoch:04d}"
         path = write_checkpoint(
             self.folder.path,
@@ -350,7 +343,8 @@ class Trainer:
             set_pointer(self.folder.path, "best", name)
         retain(self.folder.path, settings.keep_last, settings.keep_best, settings.monitor)
         seconds = time.perf_counter() - started
-        note = f"best {settings.monitor} {self.best['score']:.3f} ({better})" if improved else ""
+        best = self.best
+        note = f"best {settings.monitor} {best['score']:.3f} ({best['weights']})" if improved else ""
         self.console.checkpoint(path, seconds=seconds, note=note)
         assert self.phase is not None
         values = {"checkpoint/seconds": seconds, "checkpoint/blocked_seconds": seconds}
@@ -368,6 +362,7 @@ class Trainer:
             "guards": {"skipped_steps": self.skipped.state_dict()},
             "ema_updates": None if self.average is None else self.average.updates.item(),
             "ranks": self.accelerator.num_processes,
+            "image_size": self.experiment.data.image_size,
         }
 
     def _restore(self, checkpoint: Checkpoint) -> None:
@@ -391,7 +386,8 @@ class Trainer:
             return
         run = self.folder.path
         if self.experiment.data.test:
-            evaluate(run, batch_size=self.experiment.data.batch_size, workers=self.experiment.data.workers)
+            data = self.experiment.data
+            evaluate(run, batch_size=data.batch_size, workers=data.workers, device=self.accelerator.device)
         rows: list[tuple[str, object]] = [("run folder", run)]
         if self.best:
             monitor, best = self.experiment.checkpoints.monitor, self.best

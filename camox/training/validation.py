@@ -1,7 +1,5 @@
 """Held-out scores during training: every rank its own images, none twice, one summary for all."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -11,6 +9,7 @@ from accelerate.utils import gather_object
 
 from camox.data.loading import EvalBatch, EvalSet, eval_loader
 from camox.data.transforms import resize_mask
+from camox.errors import CamoxError, CheckpointError
 from camox.inference.evaluation import evaluate_model
 from camox.losses.composite import SegmentationObjective
 from camox.measures.evaluator import Evaluator
@@ -43,26 +42,32 @@ class Validator:
         """The evaluator's summary and the mean loss per image under "loss", the same on every rank."""
         evaluator = Evaluator("camox", self.measures)
         losses: list[tuple[int, float, int]] = []
-        evaluate_model(
-            network,
-            self._loader,
-            evaluator,
-            self.accelerator.device,
-            autocast=self._autocast(),
-            observe=lambda output, batch: losses.append(self._loss(output, batch)),
-        )
+        failure = None
+        try:
+            evaluate_model(
+                network,
+                self._loader,
+                evaluator,
+                self.accelerator.device,
+                autocast=self.accelerator.autocast,
+                observe=lambda output, batch: losses.append(self._loss(output, batch)),
+            )
+        except CamoxError as error:
+            failure = error
         # One gather of plain per-image results; tensors would need equal counts on all ranks.
-        everything = gather_object([(evaluator.results, losses)])
+        everything = gather_object([(evaluator.results, losses, None if failure is None else str(failure))])
+        if failure is not None:
+            raise failure
+        for rank, (_, _, message) in enumerate(everything):
+            if message is not None:  # met by another rank alone; going on would leave it behind
+                raise CheckpointError(f"process {rank} could not validate: {message}")
         whole = Evaluator("camox", self.measures)
-        for results, _ in everything:
+        for results, _, _ in everything:
             whole.extend(results)
         # Summed in the order of images, so that the number of ranks cannot move the last bit.
-        weighted = sorted(entry for _, of_rank in everything for entry in of_rank)
+        weighted = sorted(entry for _, of_rank, _ in everything for entry in of_rank)
         images = sum(count for *_, count in weighted)
         return {**whole.summary(), "loss": sum(loss * count for _, loss, count in weighted) / images}
-
-    def _autocast(self) -> Callable[[], AbstractContextManager[Any]]:
-        return self.accelerator.autocast
 
     def _loss(self, output: CamoXpertOutput, batch: EvalBatch) -> tuple[int, float, int]:
         size = batch.images.shape[-1]
