@@ -92,8 +92,8 @@ def train(
 ) -> None:
     """Train an experiment by `accelerate launch`.
 
-    Options after `--` go to the launcher. Exit codes: 0 done; 2 configuration or data wrong, nothing trained;
-    3 stopped by a guard; 4 stopped early after saving: go on with `--resume auto`.
+    Options after `--` go to the launcher. Exit codes: 0 done; 2 configuration or data wrong; 3 stopped by a guard;
+    130 interrupted: go on from the last checkpoint with `--resume auto`.
     """
     from camox.experiment import Experiment
 

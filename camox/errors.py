@@ -23,12 +23,6 @@ class CheckpointError(CamoxError):
 
 
 class TrainingStopped(CamoxError):  # noqa: N818  an outcome, not always a failure
-    """Training ended before its last epoch, on purpose and with its state safe.
+    """A guard ended training before its last epoch; the last clean checkpoint is safe."""
 
-    `exit_code` is 3 when a guard stopped it and 4 when it was asked to stop (signal, time budget).
-    """
-
-    def __init__(self, message: str, exit_code: int = 3):
-        assert exit_code in (3, 4)
-        super().__init__(message)
-        self.exit_code = exit_code
+    exit_code = 3

@@ -6,6 +6,7 @@ accelerate launch camox/train.py experiments/quickstart.toml [table.key=value â€
 import argparse
 import os
 import sys
+import traceback
 from pathlib import Path
 
 # Run as a script, `camox/` itself comes first on the path and would shadow packages with its folders' names.
@@ -26,27 +27,22 @@ from camox.experiment import Experiment
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line; `camox train` takes the same."""
-    parser = argparse.ArgumentParser(
-        prog="accelerate launch camox/train.py",
-        description="Train the experiment of a TOML file.",
-        epilog="example: accelerate launch camox/train.py experiments/quickstart.toml optimizer.lr=1e-3",
-    )
+    parser = argparse.ArgumentParser("accelerate launch camox/train.py", description=__doc__)
     parser.add_argument("experiment", metavar="EXPERIMENT.toml")
     parser.add_argument("overrides", nargs="*", metavar="table.key=value", help="wins over the file; TOML values")
     parser.add_argument("--resume", metavar="auto|latest|PATH", help="go on from a checkpoint")
-    parser.add_argument("--output", metavar="DIR", help="folder for the run's folder")
+    parser.add_argument("--output", metavar="DIR", help="in place of experiment.output")
     parser.add_argument("--check", action="store_true", help="load and build everything, train nothing")
     return parser.parse_intermixed_args(arguments)
 
 
 def main(arguments: list[str]) -> int:
     """Runs the experiment; returns the exit code."""
-    options = parse(arguments)
     try:
-        _run(options)
+        _run(parse(arguments))
     except CamoxError as error:
         if os.environ.get("CAMOX_DEBUG") == "1":
-            raise
+            traceback.print_exc()
         rank = os.environ.get("RANK", "0")
         if rank == "0":
             sys.stderr.write(f"error: {error}\n")
@@ -65,10 +61,10 @@ def _run(options: argparse.Namespace) -> None:
         from camox.training.check import check
 
         check(experiment)
-        return
-    from camox.training.trainer import Trainer
+    else:
+        from camox.training.trainer import Trainer
 
-    Trainer(experiment, options.resume).run()
+        Trainer(experiment, options.resume).run()
 
 
 def _told(code: int) -> int:

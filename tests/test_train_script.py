@@ -107,6 +107,14 @@ def test_a_missing_experiment_is_said(capsys):
     assert "nowhere.toml" in capsys.readouterr().err
 
 
+def test_debug_shows_the_traceback_and_keeps_the_exit_code(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("CAMOX_DEBUG", "1")
+    monkeypatch.setenv("CAMOX_EXIT_CODE_FILE", str(tmp_path / "code"))
+    assert main(["nowhere.toml"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+    assert (tmp_path / "code").read_text() == "2"
+
+
 def test_a_second_start_overwrites_nothing(train, tmp_path):
     train()
     before = {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.is_file()}

@@ -14,8 +14,9 @@ import torch
 from camox.data.sources import open_sources
 from camox.data.transforms import resize_image
 from camox.errors import CamoxError, DataError
+from camox.inference.loaded_model import load_model
 from camox.inference.pictures import prediction_panel
-from camox.inference.predictor import load_model
+from camox.inference.predictor import infer
 
 
 def main() -> int:
@@ -36,7 +37,6 @@ def main() -> int:
     return 0
 
 
-@torch.no_grad()
 def draw(run: Path, samples: list[int], size: int) -> np.ndarray:
     """The rows as one uint8 RGB image."""
     loaded = load_model(run)
@@ -45,13 +45,13 @@ def draw(run: Path, samples: list[int], size: int) -> np.ndarray:
     source = open_sources([one.plain() for one in loaded.experiment.data.test], split="test")
     rows = []
     for number in samples:
+        if not 0 <= number < len(source):
+            raise DataError(f"there is no sample {number}: the test data of {run} are samples 0 to {len(source) - 1}")
         sample = source[number]
         pixels = resize_image(sample.image, loaded.image_size)
-        images = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(loaded.device).float() / 255
-        output = loaded.model(images)
-        probability = output.logits.sigmoid()[0, 0].cpu().numpy()
+        output, probabilities = infer(loaded.model, torch.from_numpy(pixels).permute(2, 0, 1)[None], loaded.device)
         uncertainty = output.uncertainty[0, 0].cpu().numpy()
-        rows.append(prediction_panel(sample.image, sample.mask, probability, uncertainty, size))
+        rows.append(prediction_panel(sample.image, sample.mask, probabilities[0], uncertainty, size))
     return np.concatenate(rows)
 
 

@@ -17,7 +17,7 @@ from statistics import NormalDist
 import cv2
 import numpy as np
 
-from camox.data.sources import Sample
+from camox.data.samples import Sample
 from camox.errors import DataError
 
 KINDS = ("forest", "desert", "underwater", "rock", "mixture")

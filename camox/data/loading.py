@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from camox.data.sources import Samples
+from camox.data.samples import Samples
 from camox.data.transforms import augment, augmentation_seed, build_augmentation, resize_image, resize_mask
 from camox.errors import DataError
 

@@ -3,60 +3,16 @@
 import zlib
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from camox.data import layouts
 from camox.data.decoding import read_image, read_mask
+from camox.data.habitats import Habitats
+from camox.data.samples import Sample, Samples, Source
 from camox.errors import DataError
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One image with its truth, at native size.
-
-    `image` is uint8 [H, W, 3] in RGB order, `mask` uint8 [H, W] with values in {0, 1}; `name` identifies the
-    sample within its source and `group` (super-class, habitat, subfolder or "") is what splits stratify by.
-    """
-
-    name: str
-    group: str
-    image: np.ndarray
-    mask: np.ndarray
-
-
-class Samples(Protocol):
-    """A sequence of samples whose names and groups are known without reading a file."""
-
-    @property
-    def names(self) -> Sequence[str]:
-        """Name of every sample."""
-
-    @property
-    def groups(self) -> Sequence[str]:
-        """Group of every sample."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Sample: ...
-
-
-class Source(Samples, Protocol):
-    """Samples that know what they are called in tables and what was left out when they were opened.
-
-    `source[i]` raises `DataError` naming the file when sample i cannot be read.
-    """
-
-    @property
-    def label(self) -> str:
-        """Name of the dataset in tables and messages."""
-
-    @property
-    def notices(self) -> Sequence[str]:
-        """One line for each thing the user must be told, such as a count of images left out."""
 
 
 class PairedFiles:
@@ -154,8 +110,6 @@ def open_source(specification: Mapping[str, Any], split: str = "train") -> Sourc
 
     label = str(given.pop("name", kind))
     if kind == "habitats":
-        from camox.data.habitats import Habitats
-
         arguments = {key: value for key, value in given.items() if key != "synthetic"}
         return Concatenation([Habitats(**arguments)], label)
     arguments = {key: value for key, value in given.items() if key != "layout"}
@@ -173,7 +127,11 @@ def open_sources(specifications: Sequence[Mapping[str, Any]], split: str = "trai
     if len(sources) == 1:
         return sources[0]
     notices = [f"{source.label}: {notice}" for source in sources for notice in source.notices]
-    return Concatenation(sources, " + ".join(source.label for source in sources), notices)
+    joined = Concatenation(sources, " + ".join(source.label for source in sources), notices)
+    # A dataset without groups of its own is one: splits are then stratified by dataset, and tables tell them apart.
+    of_dataset = [source.label for source in sources for _ in range(len(source))]
+    joined.groups = [group or label for group, label in zip(joined.groups, of_dataset, strict=True)]
+    return joined
 
 
 def open_training_sources(

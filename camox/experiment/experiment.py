@@ -68,7 +68,7 @@ class Experiment(Table):
     """How weights follow gradients."""
 
     schedule: Schedule = Schedule()
-    """How the learning rate moves within a phase."""
+    """How the learning rate moves over the run; a phase's `lr` sets its height."""
 
     phases: tuple[Phase, ...] = Field(min_length=1)
     """Parts of the training, one after the other."""

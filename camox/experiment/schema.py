@@ -161,10 +161,10 @@ class Loss(Table):
     """Search map at stride 32 against the mask."""
 
     deep: Weight = 0.5
-    """Heads of deep supervision together, where the model has them."""
+    """Coarse masks together: the three heads of deep supervision, or without it the one at stride 4."""
 
     refinement: Weight = 0.5
-    """Refinement steps together, where the model has them."""
+    """Refinement steps together; without any, the coarse mask at stride 4 once more."""
 
 
 class Optimizer(Table):
@@ -203,7 +203,7 @@ class Optimizer(Table):
 
 
 class Schedule(Table):
-    """How the learning rate moves within a phase."""
+    """How the learning rate moves over the run; a phase's `lr` sets its height."""
 
     name: Literal["cosine", "constant"] = "cosine"
     """Whether the rate falls from `lr` to `min_lr` along a cosine or stays at `lr`."""

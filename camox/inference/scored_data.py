@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from camox.data.sources import Source, open_source, open_training_sources
+from camox.data.samples import Source
+from camox.data.sources import open_source, open_training_sources
 from camox.errors import DataError
 from camox.experiment import Experiment
 from camox.tracking.jsonl import plain

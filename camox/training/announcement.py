@@ -2,7 +2,8 @@
 
 from accelerate import Accelerator
 
-from camox.data.sources import Source, Subset
+from camox.data.samples import Source
+from camox.data.sources import Subset
 from camox.experiment import Experiment
 from camox.models.camoxpert import CamoXpert
 from camox.tracking.console import Console
@@ -19,7 +20,9 @@ def announce(
     finished_epochs: int,
 ) -> None:
     """Prints warnings first, then data, model, phases, effective batch, device and place of the run."""
-    for text in [*train.notices, *experiment.warnings, *precision_notices(experiment, accelerator)]:
+    # A held-out part has the notices of the data it was taken from.
+    notices = dict.fromkeys([*train.notices, *held_out.notices])
+    for text in [*notices, *experiment.warnings, *precision_notices(experiment, accelerator)]:
         console.warning(text)
     ranks = accelerator.num_processes
     phases = experiment.phases_resolved()

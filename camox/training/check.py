@@ -1,7 +1,5 @@
 """Builds everything an experiment needs and trains nothing: what is wrong is found before a GPU is waited for."""
 
-from pathlib import Path
-
 from camox.data.loading import TrainSet
 from camox.data.sources import open_sources, open_training_sources
 from camox.experiment import Experiment
@@ -38,10 +36,9 @@ def check(experiment: Experiment) -> None:
         data.val_fraction,
         settings.seed,
     )
-    for notice in train.notices:
+    test = open_sources([source.plain() for source in data.test], split="test").notices if data.test else ()
+    for notice in dict.fromkeys([*train.notices, *held_out.notices, *test]):
         console.warning(notice)
-    if data.test:
-        open_sources([source.plain() for source in data.test], split="test")
     rows: list[tuple[str, object]] = [("held out", f"{len(held_out)} samples")]
     for phase in experiment.phases_resolved():
         TrainSet(train, phase.image_size, [transform.specification() for transform in data.augment])
@@ -53,5 +50,5 @@ def check(experiment: Experiment) -> None:
                 f"{phase.image_size}², lr {phase.lr:g}",
             )
         )
-    rows.append(("run folder", Path(experiment.run_folder)))
+    rows.append(("run folder", experiment.run_folder))
     console.header(f"{settings.name}: ready to train on {len(train)} samples", rows)

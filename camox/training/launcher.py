@@ -79,7 +79,7 @@ def exit_code(file: Path, launcher_code: int) -> int:
 
 @contextmanager
 def _forwarding(child: subprocess.Popen[bytes]) -> Iterator[None]:
-    """While the block runs, signals go to the training processes, which save and end; nothing ends this one."""
+    """While the block runs, signals go to the training processes; this one ends when they have."""
 
     def forward(number: int, frame: FrameType | None) -> None:
         # A closed terminal is a request to stop, like any other; the processes have no terminal of their own.
@@ -101,7 +101,7 @@ def _send(child: subprocess.Popen[bytes], number: int) -> None:
     try:
         ranks = [process for process in psutil.Process(child.pid).children() if _trains(process)]
         if not ranks and number != signal.SIGUSR1:
-            child.terminate()  # still starting: there is nothing to save
+            child.terminate()  # still starting: no process of ours to ask
         for process in ranks:
             process.send_signal(number)
     except psutil.NoSuchProcess:

@@ -7,7 +7,13 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradScalerKwargs, InitProcessGroupKwargs, broadcast_object_list
+from accelerate.utils import (
+    GradScalerKwargs,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+    gather_object,
+    parse_flag_from_env,
+)
 
 from camox.errors import CamoxError, ExperimentError
 from camox.experiment import Experiment
@@ -56,7 +62,7 @@ def choose_precision(asked: str) -> str:
     if asked == "auto":
         asked = launched if launched in ("fp16", "bf16") else _best_of_hardware()
     # There is no gradient scaler on the CPU: Accelerate would drop to fp32 without a word. See the notices.
-    return "fp32" if asked == "fp16" and not torch.cuda.is_available() else asked
+    return "fp32" if asked == "fp16" and not _on_gpu() else asked
 
 
 def precision_notices(experiment: Experiment, accelerator: Accelerator) -> list[str]:
@@ -79,29 +85,50 @@ def precision_name(accelerator: Accelerator) -> str:
 
 
 def once(accelerator: Accelerator, action: Callable[[], Result]) -> Result:
-    """Does `action` on the main process and gives its result, or raises its `CamoxError`, on all of them.
-
-    A rank that failed alone would leave the others waiting for it.
-    """
-    answer: list[Any] = [None, None]
+    """Does `action` on the main process and gives its result, or raises its error, on all of them."""
+    answer: list[Any] = [None]
+    failure: Exception | None = None
     if accelerator.is_main_process:
         try:
-            answer[0] = action()
-        except CamoxError as error:
-            answer[1] = (type(error).__mro__, str(error))
-            own = error
+            answer = [action()]
+        except Exception as error:  # noqa: BLE001  raised again by `fail_together`
+            failure = error
+    fail_together(failure)
     broadcast_object_list(answer)
-    if answer[1] is None:
-        return answer[0]
-    if accelerator.is_main_process:
-        raise own
-    # Rebuilt from its message: not every error can be pickled with all it holds.
-    kind = next(kind for kind in answer[1][0] if kind.__module__ == "camox.errors")
-    raise kind(answer[1][1])
+    return answer[0]
+
+
+def fail_together(failure: Exception | None) -> None:
+    """Raises on every process what failed on any; returns where nothing did. Collective.
+
+    A process that failed alone would leave the others waiting for it, half an hour long.
+    """
+    # Rebuilt from its message elsewhere: not every error can be pickled with all it holds.
+    ours = None if failure is None else (_camox_kind(failure), str(failure))
+    everything = gather_object([ours])
+    if failure is not None:
+        raise failure
+    for rank, theirs in enumerate(everything):
+        if theirs is not None:
+            kind, message = theirs
+            raise ElsewhereError(f"process {rank}: {message}") if kind is None else kind(message)
+
+
+class ElsewhereError(RuntimeError):
+    """Another process met an error that no user caused."""
+
+
+def _camox_kind(error: Exception) -> type[CamoxError] | None:
+    return next((kind for kind in type(error).__mro__ if kind.__module__ == CamoxError.__module__), None)
+
+
+def _on_gpu() -> bool:
+    # The launcher's --cpu and `use_cpu` come as a variable; the machine may have a GPU all the same.
+    return torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
 
 
 def _best_of_hardware() -> str:
-    if not torch.cuda.is_available():
+    if not _on_gpu():
         return "fp32"
     # Before Ampere bf16 is emulated, slower than fp32.
     return "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"

@@ -19,16 +19,16 @@ def generator_states(ranks: int) -> dict[str, dict[str, Tensor]]:
     return {f"rng_{rank}": state for rank, state in enumerate(states)}
 
 
-def restore_generators(checkpoint: Checkpoint, rank: int) -> None:
+def restore_generators(checkpoint: Checkpoint, rank: int, ranks: int) -> None:
     """Puts this rank's generators back.
 
     Raises:
-        CheckpointError: the checkpoint was written by fewer processes.
+        CheckpointError: the checkpoint was written by another number of processes; order and batches would differ.
     """
-    if f"rng_{rank}" not in checkpoint.stems:
-        written = sum(stem.startswith("rng_") for stem in checkpoint.stems)
+    written = checkpoint.state["ranks"]
+    if written != ranks:
         raise CheckpointError(
-            f"{checkpoint.path} was written by {written} process(es) and cannot be resumed exactly by more: "
+            f"{checkpoint.path} was written by {written} process(es) and cannot be resumed exactly by {ranks}: "
             f"start {written} process(es)"
         )
     states = checkpoint.tensors(f"rng_{rank}")

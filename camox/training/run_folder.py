@@ -14,8 +14,8 @@ from typing import IO, Any
 
 import torch
 
-from camox.checkpoints.store import clean_leftovers, list_checkpoints, resolve
-from camox.errors import CamoxError, CheckpointError, ExperimentError
+from camox.checkpoints.store import clean_leftovers, list_checkpoints, resolve, set_pointer
+from camox.errors import CamoxError, ExperimentError
 from camox.experiment import Experiment
 
 EXPERIMENT_FILE = "experiment.toml"
@@ -65,8 +65,35 @@ class RunFolder:
             self._release()
             raise
 
+    def go_on_from(self, checkpoint: Path, best: str | None) -> None:
+        """Makes `checkpoint` the newest of the run: what came after it is set aside, the pointers follow.
+
+        Where the checkpoint lies in another folder nothing changes. Checkpoints set aside go to `abandoned/`, whole.
+
+        Args:
+            checkpoint: what training was restored from.
+            best: name of the best checkpoint as of then, if there was one.
+        """
+        ours = list_checkpoints(self.path)
+        if checkpoint not in ours:
+            return
+        for newer in ours[ours.index(checkpoint) + 1 :]:
+            aside = self.path / "abandoned" / f"{newer.name}-{time.time_ns()}"
+            aside.parent.mkdir(exist_ok=True)
+            newer.rename(aside)
+        set_pointer(self.path, "latest", checkpoint.name)
+        kept = {path.name for path in list_checkpoints(self.path)}
+        set_pointer(self.path, "best", best if best in kept else checkpoint.name)
+
     def close(self, code: int, reason: str) -> None:
-        """Writes `exit.json` and gives the folder free."""
+        """Writes `exit.json` and gives the folder free; the reason another process already gave stays."""
+        try:
+            if code != 1 or not (self.path / "exit.json").exists():
+                self._write_end(code, reason)
+        finally:
+            self._release()
+
+    def _write_end(self, code: int, reason: str) -> None:
         last = list_checkpoints(self.path)
         _write_json(
             self.path / "exit.json",
@@ -77,20 +104,23 @@ class RunFolder:
                 "time": round(time.time(), 3),
             },
         )
-        self._release()
 
     def _prepare(self, experiment: Experiment, resume: str | None) -> Path | None:
         before = self.path / EXPERIMENT_FILE
-        if before.exists() and resume is None:
+        # A start that failed before its first number (a wrong path, say) holds nothing: it may simply be repeated.
+        metrics = self.path / "metrics.jsonl"
+        holds_run = bool(list_checkpoints(self.path)) or (metrics.exists() and metrics.stat().st_size > 0)
+        if holds_run and resume is None:
             raise ExperimentError(
                 f"{self.path} already holds a run: go on with it by --resume auto, "
                 "or choose another place with --output or experiment.name"
             )
         clean_leftovers(self.path)
         checkpoint = self._find(resume)
-        for file in {before, checkpoint.parents[1] / EXPERIMENT_FILE if checkpoint else before}:
-            if file.exists():
-                _refuse_other_run(file, experiment)
+        if holds_run:
+            _refuse_other_run(before, experiment)
+        if checkpoint is not None and (origin := checkpoint.parents[1] / EXPERIMENT_FILE) != before and origin.exists():
+            _refuse_other_run(origin, experiment)
         _write(before, experiment.to_toml())
         _write_json(self.path / "environment.json", describe_environment(experiment.experiment.seed))
         (self.path / "exit.json").unlink(missing_ok=True)
@@ -100,17 +130,18 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise ExperimentError(
+                f"the run's folder {self.path} cannot be written ({error.strerror}): choose another place with --output"
+            ) from error
+        try:
             # Not flock: data workers would inherit it and hold it on for seconds after the run was killed.
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
+        except (BlockingIOError, PermissionError) as error:  # which of the two depends on the system
             self._release()
             raise ExperimentError(
                 f"{self.path} is in use by a run that is still going: wait for it, or choose another "
                 "place with --output or experiment.name"
-            ) from error
-        except OSError as error:
-            raise ExperimentError(
-                f"the run's folder {self.path} cannot be written ({error.strerror}): choose another place with --output"
             ) from error
 
     def _release(self) -> None:
@@ -122,15 +153,16 @@ class RunFolder:
         if resume is None:
             return None
         if resume not in ("auto", "latest"):
-            return resolve(resume, prefer=("latest",))
-        try:
-            return resolve(self.path, prefer=("latest",))
-        except CheckpointError as error:
-            if resume == "auto":
-                return None
+            found = resolve(resume, prefer=("latest",)).resolve()
+            # Named as the list of this run's checkpoints names it, where it is one of them.
+            return next((path for path in list_checkpoints(self.path) if path.resolve() == found), found)
+        # Not the pointer: a kill between a checkpoint's rename and the pointer's would lose an epoch.
+        newest = list_checkpoints(self.path)[-1:]
+        if not newest and resume == "latest":
             raise ExperimentError(
                 f"--resume latest: {self.path} has no finished checkpoint; --resume auto starts it anew"
-            ) from error
+            )
+        return newest[0] if newest else None
 
 
 def outcome(error: BaseException | None) -> tuple[int, str]:

@@ -1,5 +1,6 @@
 """The life of a run, top to bottom: open, build, train epoch by epoch, validate, save, score, close."""
 
+import os
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -7,7 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast, set_seed
 from torch.utils.data import DataLoader
 
 from camox.checkpoints.store import (
@@ -92,7 +93,9 @@ class Trainer:
         experiment, accelerator = self.experiment, self.accelerator
         settings = experiment.experiment
         set_seed(settings.seed)
-        torch.use_deterministic_algorithms(settings.deterministic, warn_only=True)
+        if settings.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+            torch.use_deterministic_algorithms(True, warn_only=True)
         data = experiment.data
         self.train_source, self.held_out = open_training_sources(
             [source.plain() for source in data.train],
@@ -181,6 +184,7 @@ class Trainer:
                 if phase is not self.phase:
                     self._enter(phase)
                 self._train_epoch(phase, progress)
+                self._agree_on_statistics()
                 self.epoch += 1
                 scores = self._validate() if self._due(self.experiment.validation.every_epochs) else None
                 self._save(scores)
@@ -220,10 +224,21 @@ class Trainer:
             self.step += 1
             if self.step % self.experiment.tracking.log_every and number + 1 < steps:
                 progress.advance(self.step)
+                if self.step % self.experiment.stability.max_skipped_steps == 0:
+                    self._watch_skips()
                 continue
             values = self._values(phase, controls, position, clock)
             progress.advance(self.step, values)
             self.trackers.log(values, step=self.step, epoch=self.epoch, phase=phase.name)
+
+    def _agree_on_statistics(self) -> None:
+        """Gives every rank the main one's buffers: each has its own running statistics after an epoch, and would
+        otherwise validate its share of the images with a model that nobody saves."""
+        if self.accelerator.num_processes == 1:
+            return
+        for model in (self.network, *([] if self.average is None else [self.average.model])):
+            for buffer in model.buffers():
+                buffer.copy_(broadcast(buffer.clone()))
 
     def _window(self, batches: Iterator[TrainBatch], accumulate: int) -> Iterator[TrainBatch]:
         """The micro-batches of one optimizer step on the device; the last window of an epoch may be shorter."""
@@ -250,13 +265,11 @@ class Trainer:
         )
 
     def _values(self, phase: ResolvedPhase, controls: Controls, position: float, clock: Clock) -> dict[str, Any]:
-        """Reads the meters of the interval that ends here: the one wait for the device between logged steps."""
+        """Reads the meters of the interval that ends here; between logged steps nothing waits for the device."""
         step = self.training_step
         batches = step.batch_meters.read(lambda sums: self.accelerator.reduce(sums, "sum"))
         steps = step.step_meters.read(lambda sums: sums)
-        in_a_row, skipped = self.skipped.read()
-        scaler = self.accelerator.scaler
-        scale = None if scaler is None else scaler.get_scale()
+        skipped, scale = self._watch_skips()
         network = self.network
         values: dict[str, Any] = training_values(batches, steps, network.expert_names, network.scales)
         seconds, waited = clock.lap()
@@ -276,6 +289,13 @@ class Trainer:
             values["amp/scale"] = scale
         if self.accelerator.device.type == "cuda":
             values["memory/peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        return values
+
+    def _watch_skips(self) -> tuple[int, float | None]:
+        """Skipped steps in all, and the loss scale under fp16; stops the run where the guard says so."""
+        in_a_row, skipped = self.skipped.read()
+        scaler = self.accelerator.scaler
+        scale = None if scaler is None else scaler.get_scale()
         if in_a_row:
             self._event(
                 "skipped_step",
@@ -284,7 +304,7 @@ class Trainer:
             )
         if reason := self.skipped.verdict(in_a_row, scale):
             raise self._stop("skipped_steps", reason)
-        return values
+        return skipped, scale
 
     # ---- validation and checkpoints
 
@@ -338,9 +358,9 @@ class Trainer:
             step=self.step,
             epoch=self.epoch,
         )
-        set_pointer(self.folder.path, "latest", name)
         if improved or not self.best:
             set_pointer(self.folder.path, "best", name)
+        set_pointer(self.folder.path, "latest", name)
         retain(self.folder.path, settings.keep_last, settings.keep_best, settings.monitor)
         seconds = time.perf_counter() - started
         best = self.best
@@ -376,7 +396,11 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.skipped.load_state_dict(state["guards"]["skipped_steps"])
         self.step, self.epoch, self.best = state["step"], state["epoch"], state["best"]
-        restore_generators(checkpoint, self.accelerator.process_index)
+        restore_generators(checkpoint, self.accelerator.process_index, self.accelerator.num_processes)
+        if path not in list_checkpoints(self.folder.path):
+            self.best = {}  # of another folder: there is nothing here yet to be better than
+        best = f"epoch_{self.best['epoch']:04d}" if self.best else None
+        once(self.accelerator, lambda: self.folder.go_on_from(path, best))
 
     # ---- the end
 
@@ -384,25 +408,21 @@ class Trainer:
         """Scores the best checkpoint on the test sources, where there are any, and says where everything is."""
         if not self.accelerator.is_main_process:
             return
-        run = self.folder.path
-        if self.experiment.data.test:
-            data = self.experiment.data
-            evaluate(run, batch_size=data.batch_size, workers=data.workers, device=self.accelerator.device)
+        run, data = self.folder.path, self.experiment.data
+        if data.test:
+            try:
+                evaluate(run, batch_size=data.batch_size, workers=data.workers, device=self.accelerator.device)
+            except DataError as error:  # training is done and safe
+                self._event("evaluation", f"the test data could not be scored: {error}")
         rows: list[tuple[str, object]] = [("run folder", run)]
         if self.best:
             monitor, best = self.experiment.checkpoints.monitor, self.best
-            rows.append(
-                (
-                    f"best {monitor}",
-                    f"{best['score']:.4f} at epoch {best['epoch']}, {best['weights']} weights",
-                )
-            )
-        rows += [
-            ("best checkpoint", run / "checkpoints" / f"epoch_{self.best['epoch']:04d}") if self.best else ("", ""),
-            ("inspect it", f"python tools/inspect_checkpoint.py {run}"),
-            ("predict with it", f"camox predict {run} IMAGES --out DIR"),
-        ]
-        self.console.summary("done", [row for row in rows if row[0]])
+            score = f"{best['score']:.4f} at epoch {best['epoch']}, {best['weights']} weights"
+            rows.append((f"best {monitor}", score))
+            rows.append(("best checkpoint", run / "checkpoints" / f"epoch_{best['epoch']:04d}"))
+        rows.append(("inspect it", f"camox inspect {run}"))
+        rows.append(("predict with it", f"camox predict {run} IMAGES --out DIR"))
+        self.console.summary("done", rows)
 
     def _close(self, error: BaseException | None) -> None:
         code, reason = outcome(error)
@@ -411,8 +431,12 @@ class Trainer:
             vars(self).pop(loader, None)
         if hasattr(self, "trackers"):
             self.trackers.finish()
-        if self.accelerator.is_main_process:
-            self.folder.close(code, reason)
+        # An unreadable sample is met by one process alone; the others only see it go.
+        if self.accelerator.is_main_process or isinstance(error, DataError):
+            try:
+                self.folder.close(code, reason)
+            except OSError as failure:  # a full disk: the error itself matters more
+                self.console.warning(f"exit.json could not be written: {failure}")
 
     def _stop(self, kind: str, reason: str) -> TrainingStopped:
         """Logs why a guard ends the run, and where to go on from."""

@@ -9,11 +9,12 @@ from accelerate.utils import gather_object
 
 from camox.data.loading import EvalBatch, EvalSet, eval_loader
 from camox.data.transforms import resize_mask
-from camox.errors import CamoxError, CheckpointError
+from camox.errors import CamoxError
 from camox.inference.evaluation import evaluate_model
 from camox.losses.composite import SegmentationObjective
 from camox.measures.evaluator import Evaluator
 from camox.models.camoxpert import CamoXpert, CamoXpertOutput
+from camox.training.processes import fail_together
 
 
 class Validator:
@@ -54,18 +55,13 @@ class Validator:
             )
         except CamoxError as error:
             failure = error
+        fail_together(failure)
         # One gather of plain per-image results; tensors would need equal counts on all ranks.
-        everything = gather_object([(evaluator.results, losses, None if failure is None else str(failure))])
-        if failure is not None:
-            raise failure
-        for rank, (_, _, message) in enumerate(everything):
-            if message is not None:  # met by another rank alone; going on would leave it behind
-                raise CheckpointError(f"process {rank} could not validate: {message}")
+        everything = gather_object([(evaluator.results, losses)])
         whole = Evaluator("camox", self.measures)
-        for results, _, _ in everything:
+        for results, _ in everything:
             whole.extend(results)
-        # Summed in the order of images, so that the number of ranks cannot move the last bit.
-        weighted = sorted(entry for _, of_rank, _ in everything for entry in of_rank)
+        weighted = sorted(entry for _, of_rank in everything for entry in of_rank)
         images = sum(count for *_, count in weighted)
         return {**whole.summary(), "loss": sum(loss * count for _, loss, count in weighted) / images}
 

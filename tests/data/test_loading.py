@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 
 from camox.data.loading import EvalSet, TrainSet, eval_loader, train_loader
-from camox.data.sources import Sample, open_source
+from camox.data.samples import Sample
+from camox.data.sources import open_source
 
 SIZE = 32
 AUGMENT = [

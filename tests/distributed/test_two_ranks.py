@@ -52,6 +52,16 @@ def test_the_run_crosses_the_phase_change_and_goes_on_learning(report):
     assert all(before != after for before, after in itertools.pairwise(weights))
 
 
+def test_experts_are_idle_on_each_rank_in_every_step(report):
+    idle = [count for step in report["steps"] for rank in step["ranks"] for count in rank["idle"]]
+    assert min(idle) == 4 * 4  # one image picks 2 of 6 experts at each of four scales
+
+
+def test_ranks_validate_the_same_model_with_its_running_statistics(report):
+    assert len(report["validated"]) == 4  # raw and averaged weights after each of two epochs
+    assert all(ours == theirs for ours, theirs in report["validated"])
+
+
 def test_ranks_train_on_different_samples_and_share_the_epoch(report):
     half = len(report["steps"]) // 2
     for epoch in (report["steps"][:half], report["steps"][half:]):

@@ -14,29 +14,41 @@ from accelerate.utils import gather_object
 from camox.experiment import Experiment
 from camox.training.step import TrainingStep
 from camox.training.trainer import Trainer
+from camox.training.validation import Validator
 
 
 def main(experiment_file: str, output: str) -> None:
     torch.set_num_threads(1)
     steps: list[dict[str, Any]] = []
-    take = TrainingStep.__call__
+    idle: list[int] = []
+    validated: list[list[float]] = []
+    take, choices, score = TrainingStep.__call__, TrainingStep._choices, Validator.score
+
+    def count_idle(step: TrainingStep, output: Any) -> torch.Tensor:
+        counts = choices(step, output)
+        idle.append(int((counts == 0).sum()))
+        return counts
 
     def take_and_compare(step: TrainingStep, shell: Any, window: Any, controls: Any) -> None:
+        idle.clear()
         take(step, shell, window, controls)
-        state = step.network.state_dict()
-        ours = {
-            # Running statistics are each rank's own until DDP broadcasts them; weights and balance must agree.
-            "weights": [t.double().sum().item() for n, t in state.items() if "running" not in n],
-            "indices": [index for batch in window for index in batch.indices.tolist()],
-            "idle": sum((p.grad is None) for n, p in step.network.named_parameters() if not n.startswith("backbone")),
-        }
+        # Running statistics are each rank's own until the epoch's end.
+        weights = [t.double().sum().item() for n, t in step.network.state_dict().items() if "running" not in n]
+        indices = [index for batch in window for index in batch.indices.tolist()]
+        ours = {"weights": weights, "indices": indices, "idle": list(idle)}
         steps.append({"ranks": gather_object([ours]), "frozen": step.network.backbone_frozen})
 
-    TrainingStep.__call__ = take_and_compare  # type: ignore[method-assign]
+    def score_and_compare(validator: Validator, network: Any) -> Any:
+        validated.append(gather_object([sum(t.double().sum().item() for t in network.state_dict().values())]))
+        return score(validator, network)
+
+    TrainingStep.__call__, TrainingStep._choices = take_and_compare, count_idle  # type: ignore[assignment]
+    Validator.score = score_and_compare  # type: ignore[method-assign]
     trainer = Trainer(Experiment.load(experiment_file, output=output))
     trainer.run()
     if trainer.accelerator.is_main_process:
-        Path(output, "report.json").write_text(json.dumps({"steps": steps, "wrapper": type(trainer.shell).__name__}))
+        report = {"steps": steps, "validated": validated, "wrapper": type(trainer.shell).__name__}
+        Path(output, "report.json").write_text(json.dumps(report))
 
 
 if __name__ == "__main__":

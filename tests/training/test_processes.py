@@ -28,9 +28,19 @@ def test_on_a_cpu(monkeypatch, asked, launched, expected):
 @pytest.mark.parametrize(("capability", "expected"), [((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")])
 def test_auto_takes_what_the_gpu_computes_natively(monkeypatch, capability, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
     assert choose_precision("auto") == expected
+
+
+@pytest.mark.parametrize("asked", ["auto", "fp16", "fp32"])
+def test_a_run_sent_to_the_cpu_of_a_machine_with_a_gpu_computes_in_fp32(monkeypatch, asked):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    assert choose_precision(asked) == "fp32"
 
 
 def test_fp16_without_a_gpu_is_said(monkeypatch, tiny_experiment):
@@ -48,6 +58,20 @@ def test_a_disagreement_with_the_launcher_is_said(monkeypatch, tiny_experiment):
     notices = precision_notices(tiny_experiment('precision.dtype="fp32"'), accelerator)
     assert any("the experiment file wins" in text for text in notices)
     assert any("optimizer.accumulate decides" in text for text in notices)
+
+
+def test_what_fails_elsewhere_is_raised_here_with_its_kind(monkeypatch):
+    """As process 0 of two, of which the other met an error."""
+    from camox.training import processes
+
+    monkeypatch.setattr(processes, "gather_object", lambda ours: [*ours, (CheckpointError, "damaged")])
+    with pytest.raises(CheckpointError, match="damaged"):
+        processes.fail_together(None)
+    monkeypatch.setattr(processes, "gather_object", lambda ours: [*ours, (None, "a bug")])
+    with pytest.raises(processes.ElsewhereError, match="process 1: a bug"):
+        processes.fail_together(None)
+    with pytest.raises(ValueError, match="mine"):
+        processes.fail_together(ValueError("mine"))
 
 
 def test_once_gives_the_result_or_the_error_itself():

@@ -69,7 +69,8 @@ def test_other_settings_are_another_run(tiny_experiment, change, named):
     first = tiny_experiment()
     folder = RunFolder(first.run_folder)
     folder.open(first, None)
-    folder.close(4, "stopped")
+    (first.run_folder / "metrics.jsonl").write_text('{"step": 1}\n')
+    folder.close(3, "stopped")
     with pytest.raises(ExperimentError, match=named):
         RunFolder(first.run_folder).open(tiny_experiment(change), "auto")
     free = tiny_experiment("checkpoints.keep_last=9", "tracking.log_every=3", "experiment.notes=x", "data.workers=1")
@@ -89,3 +90,21 @@ def test_the_end_is_written_with_code_and_reason(tiny_experiment):
     assert outcome(ExperimentError("no"))[0] == 2
     assert outcome(ValueError("bug")) == (1, "ValueError: bug")
     assert isinstance(folder.path, Path)
+
+
+def test_a_checkpoint_may_be_named_from_inside_its_folder(tiny_experiment, tmp_path, monkeypatch):
+    experiment = tiny_experiment()
+    folder = RunFolder(experiment.run_folder)
+    folder.open(experiment, None)
+    folder.close(4, "stopped")
+    checkpoint = experiment.run_folder / "checkpoints" / "epoch_0001"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "manifest.json").write_text("{}")
+    for inside, name in ((checkpoint.parent, "epoch_0001"), (checkpoint, ".")):
+        monkeypatch.chdir(inside)
+        again = RunFolder(experiment.run_folder)
+        assert again.open(experiment, name).resolve() == checkpoint.resolve()
+        again.close(0, "done")
+        other = tiny_experiment("optimizer.lr=5e-3", output=tmp_path / "elsewhere")
+        with pytest.raises(ExperimentError, match=r"optimizer\.lr"):
+            RunFolder(other.run_folder).open(other, name)

@@ -247,8 +247,51 @@ def test_the_best_checkpoint_is_kept_among_the_last(tiny_experiment):
     assert max(scores, key=lambda epoch: scores[epoch]) + 1 == int(best.removeprefix("epoch_"))
 
 
-def test_a_checkpoint_of_fewer_processes_is_refused(tiny_experiment):
+def test_a_checkpoint_of_another_number_of_processes_is_refused(tiny_experiment):
     checkpoint = read_checkpoint(list_checkpoints(train(tiny_experiment()))[-1])
-    restore_generators(checkpoint, rank=0)
-    with pytest.raises(CheckpointError, match=r"written by 1 process.*start 1 process"):
-        restore_generators(checkpoint, rank=1)
+    restore_generators(checkpoint, rank=0, ranks=1)
+    for rank in (0, 1):
+        with pytest.raises(CheckpointError, match=r"written by 1 process.*by 2: start 1 process"):
+            restore_generators(checkpoint, rank, ranks=2)
+
+
+def test_going_on_from_an_earlier_checkpoint_sets_the_later_ones_aside(tiny_experiment):
+    experiment = tiny_experiment("phases.full.epochs=3")
+    run = train(experiment)
+    whole = {path.name: bits(path) for path in list_checkpoints(run)}
+    train(experiment, resume=str(run / "checkpoints" / "epoch_0002"))
+    assert {path.name: bits(path) for path in list_checkpoints(run)} == whole
+    aside = sorted(path.name.rpartition("-")[0] for path in (run / "abandoned").iterdir())
+    assert aside == ["epoch_0003", "epoch_0004"]
+    assert [row["step"] for row in rows(run) if "train/loss" in row] == list(range(1, 9))
+
+
+def test_a_kill_before_the_pointers_moved_loses_nothing(tiny_experiment):
+    """The newest finished checkpoint counts, not the one that `latest` still names."""
+    experiment = tiny_experiment("phases.full.epochs=2")
+    run = train(experiment)
+    (run / "checkpoints" / "latest").write_text("epoch_0001\n")
+    before = rows(run)
+    train(experiment, resume="auto")
+    assert (run / "checkpoints" / "latest").read_text() == "epoch_0003\n"
+    assert rows(run) == before
+
+
+def test_a_start_that_failed_before_its_first_number_may_be_repeated(tiny_experiment, tmp_path):
+    wrong = f'data.train=[{{layout="folder",images="{tmp_path}/none",masks="{tmp_path}/none"}}]'
+    with pytest.raises(DataError):
+        train(tiny_experiment(wrong))
+    assert list_checkpoints(train(tiny_experiment()))
+
+
+def test_test_data_that_vanish_during_training_do_not_spoil_the_run(tiny_experiment, tmp_path, monkeypatch):
+    from camox.training import trainer
+
+    def vanished(*_: Any, **__: Any) -> None:
+        raise DataError("gone")
+
+    monkeypatch.setattr(trainer, "evaluate", vanished)
+    run = train(tiny_experiment('data.test=[{synthetic="habitats",count=4,size=32,seed=9}]'))
+    assert json.loads((run / "exit.json").read_text())["code"] == 0
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    assert any(event["kind"] == "evaluation" and event["severity"] == "warning" for event in events)

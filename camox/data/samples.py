@@ -1,0 +1,52 @@
+"""What a sample is, and what everything that gives samples has in common."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image with its truth, at native size.
+
+    `image` is uint8 [H, W, 3] in RGB order, `mask` uint8 [H, W] with values in {0, 1}; `name` identifies the
+    sample within its source and `group` (super-class, habitat, subfolder or "") is what splits stratify by.
+    """
+
+    name: str
+    group: str
+    image: np.ndarray
+    mask: np.ndarray
+
+
+class Samples(Protocol):
+    """A sequence of samples whose names and groups are known without reading a file."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Name of every sample."""
+
+    @property
+    def groups(self) -> Sequence[str]:
+        """Group of every sample."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Sample: ...
+
+
+class Source(Samples, Protocol):
+    """Samples that know what they are called in tables and what was left out when they were opened.
+
+    `source[i]` raises `DataError` naming the file when sample i cannot be read.
+    """
+
+    @property
+    def label(self) -> str:
+        """Name of the dataset in tables and messages."""
+
+    @property
+    def notices(self) -> Sequence[str]:
+        """One line for each thing the user must be told, such as a count of images left out."""
