@@ -27,8 +27,9 @@ def routing_measures(
         the most frequent pair.
     """
     experts, choices, images = len(counts), counts.sum(), probabilities.sum()
-    if choices == 0 or not np.isfinite(images) or images <= 0:
+    if choices == 0 or not np.isfinite(images) or round(images) == 0:
         return {}
+    images = round(images)  # each image's probabilities sum to one, but for rounding
     load, mean = counts / choices, probabilities / images
     together = np.triu(pairs, 1).max() if experts > 1 else images
     return {
