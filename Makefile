@@ -39,8 +39,11 @@ lint: $(INSTALLED) ## style, formatting, import rules, types
 test: lint ## lint, then every test but the slow ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
 
-test-all: lint ## lint, then every test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+test-all: lint ## lint, then every test; the closing line goes to benchmarks/results/
+	set -o pipefail; OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS) | tee /dev/stderr \
+	  | tail -n 1 | tr -d '=' > benchmarks/results/test_all.txt
+	$(BIN)/python -c "import platform, torch; print('Python', platform.python_version(), 'torch', torch.__version__)" \
+	  >> benchmarks/results/test_all.txt
 
 clean: ## remove caches and build outputs; .venv, data and runs stay
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis

@@ -15,6 +15,11 @@ os.environ["WANDB_MODE"] = "disabled"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# No time limits: a busy machine is no failure.
+settings.register_profile("camox", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("camox")
 
 
 @pytest.fixture(autouse=True)
