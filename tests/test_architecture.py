@@ -52,7 +52,7 @@ def test_repository_names_no_machine():
 
 def _repository_texts() -> list[Path]:
     listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        ["git", "ls-files"],  # what is committed, not a user's own files beside it
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -117,14 +117,14 @@ class CamoXpert(nn.Module):
         self.refinements = nn.ModuleList(Refinement(width) for _ in range(refinement_steps))
         if gradient_checkpointing:
             self.backbone.checkpoint_gradients()
-        if channels_last:
-            self.to(memory_format=torch.channels_last)
         self.backbone_frozen = False
 
     def forward(self, images: Tensor) -> CamoXpertOutput:
         height, width = images.shape[-2:]
         padded = F.pad(images, (0, -width % 32, 0, -height % 32), mode="replicate")
         if self.channels_last:
+            # The input alone decides the layout of all feature maps. Weights keep theirs: the strides of a 1×1
+            # convolution are ambiguous, and DDP then copies every gradient.
             padded = padded.contiguous(memory_format=torch.channels_last)
         features = self._extract(padded)
         # All routers before any expert: their choices then travel to the host in one copy.

@@ -82,6 +82,8 @@ class Trainer:
             self._start_tracking()
             self._train()
             self._finish()
+            # Left to the interpreter's end, the threads of gloo abort the process now and then.
+            self.accelerator.end_training()
         except BaseException as error:
             self._close(error)
             raise

@@ -35,7 +35,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     text = TINY_EXPERIMENT.replace("batch_size = 4", "batch_size = 1").replace("image_size = 32", "image_size = 64")
     experiment.write_text(text.replace("lr = 1e-3", "lr = 1e-3\naccumulate = 3"))
     done = launch(str(ROOT / "tests/distributed/two_ranks.py"), str(experiment), str(folder))
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
     return json.loads((folder / "report.json").read_text()) | {"run": str(folder / "tiny")}
 
 
@@ -89,7 +89,7 @@ def test_the_command_of_the_readme_trains_the_quickstart_on_two_processes(tmp_pa
         "--output",
         str(tmp_path),
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
     assert "2 × cpu" in done.stdout
     assert json.loads((tmp_path / "quickstart" / "exit.json").read_text())["code"] == 0
 

@@ -30,8 +30,9 @@ end(3)
 FAKE_LAUNCHER = "import subprocess, sys; sys.exit(1 if subprocess.Popen([sys.executable, *sys.argv[1:]]).wait() else 0)"
 # Stands for `camox train`.
 PARENT = """
-import pathlib, sys
+import pathlib, signal, sys
 from camox.training import launcher
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 script, fake, run = sys.argv[1:]
 launcher.TRAIN_SCRIPT = pathlib.Path(script)
 launcher.command = lambda arguments, options: [sys.executable, "-c", fake, script, *arguments]
