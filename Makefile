@@ -28,7 +28,8 @@ install: $(INSTALLED) ## make .venv with the pinned dependencies, if it is missi
 train: $(INSTALLED) ## train the quickstart experiment (EXPERIMENT=… ARGS=…)
 	PATH="$(CURDIR)/$(BIN):$$PATH" \
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(THREADS)} \
-	accelerate launch camox/train.py $(EXPERIMENT) $(ARGS)
+	accelerate launch --quiet --num_processes $(RANKS) --num_machines 1 --mixed_precision no --dynamo_backend no \
+	  camox/train.py $(EXPERIMENT) $(ARGS)
 
 lint: $(INSTALLED) ## style, formatting, import rules, types
 	$(BIN)/ruff check .
@@ -65,3 +66,4 @@ $(INSTALLED): constraints.txt pyproject.toml
 	@echo "Installing the pinned dependencies (the first time this takes some minutes: torch is large)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
+	@echo "Done. For the commands by themselves: source $(VENV)/bin/activate"

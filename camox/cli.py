@@ -123,7 +123,8 @@ def evaluate(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder for the scores [default: RUN/evaluation].")
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder for the scores [default: RUN/evaluation, or RUN/evaluation-NAME]."),
     ] = None,
     weights: _Weights = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Images that the model sees at once.")] = 8,

@@ -1,5 +1,6 @@
 """Samples become batches: uint8 until they are on the device, the same for any number of workers."""
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -185,6 +186,15 @@ class _Chunks:
 
 
 def _loader(
+    dataset: Dataset[_Item], batch_sampler: Iterable[Any], workers: int, pin_memory: bool, collate: Any
+) -> DataLoader[Any]:
+    with warnings.catch_warnings():
+        # More workers than cores is the user's choice; torch repeats its doubts for every loader of every process.
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        return _data_loader(dataset, batch_sampler, workers, pin_memory, collate)
+
+
+def _data_loader(
     dataset: Dataset[_Item], batch_sampler: Iterable[Any], workers: int, pin_memory: bool, collate: Any
 ) -> DataLoader[Any]:
     return DataLoader(

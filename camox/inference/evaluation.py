@@ -84,7 +84,7 @@ def evaluate(
         data: folders to score on, by the name they get in tables. By default the test data of the run's
             experiment; without any, the data its checkpoints were selected on. Names of training and selection
             data are marked as such.
-        out: folder for the files; by default `evaluation` in the run's folder.
+        out: folder for the files; by default `evaluation` in the run's folder, `evaluation-NAME` for named data.
         weights: "raw", "ema", or "auto" for whichever scored better on held-out data.
         batch_size: images that the model sees at once.
         workers: processes that load images.
@@ -103,7 +103,7 @@ def evaluate(
     """
     protocol, console = get_protocol(protocol), console or Console()
     loaded = load_model(path, weights, image_size, device)
-    out = _destination(out, loaded)
+    out = _destination(out, loaded, data)
     scored = named_data(data, loaded.experiment) if data else default_data(loaded.experiment)
     console.header(f"evaluate {loaded.checkpoint}", _header_rows(loaded, scored))
     for one in scored:
@@ -125,11 +125,12 @@ def _score(loaded: LoadedModel, data: ScoredData, protocol: Protocol, batch_size
     return evaluator
 
 
-def _destination(out: str | Path | None, loaded: LoadedModel) -> Path:
+def _destination(out: str | Path | None, loaded: LoadedModel, data: Mapping[str, str | Path] | None) -> Path:
     if out is not None:
         folder = Path(out)
     elif loaded.run is not None:
-        folder = loaded.run / "evaluation"
+        # A folder of its own for data named by hand: the run's own test scores stay.
+        folder = loaded.run / "-".join(["evaluation", *(data or ())])
     else:
         raise DataError(f"{loaded.checkpoint}: lies in no run's folder, which would take the scores: give --out")
     if folder.exists() and not folder.is_dir():

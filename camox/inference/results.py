@@ -32,7 +32,7 @@ def report(
     """
     summaries = {name: summary for name, (summary, _) in datasets.items()}
     # A column per dataset: long names fold in the heading, and numbers stay whole on a narrow terminal.
-    rows = [["images with an object", *(summary["count"] for summary in summaries.values())]]
+    rows = [["images scored", *(summary["count"] for summary in summaries.values())]]
     rows += [
         [title, *(_cell(summary[measure]) for summary in summaries.values())] for measure, title in _TITLES.items()
     ]

@@ -36,7 +36,7 @@ def announce(
         ("data", f"{len(train)} training, {len(held_out)} held out ({train.label})"),
         ("model", f"{experiment.model.backbone}, {parameters:.1f} M parameters"),
         ("experts", f"{experts} at strides {', '.join(map(str, moe.scales))}"),
-        ("phases", ", ".join(f"{phase.name} {phase.epochs} epochs" for phase in phases)),
+        ("phases", ", ".join(f"{p.name} {p.epochs} epoch{'s' * (p.epochs > 1)}" for p in phases)),
         ("batch", f"{', '.join(batches)} (per device × accumulated × processes)"),
         ("device", f"{ranks} × {accelerator.device.type}, {precision_name(accelerator)}"),
         ("run folder", experiment.run_folder),

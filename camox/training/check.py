@@ -5,6 +5,7 @@ from camox.data.sources import open_sources, open_training_sources
 from camox.experiment import Experiment
 from camox.models.camoxpert import CamoXpert
 from camox.tracking.console import Console
+from camox.training.run_folder import RunFolder
 from camox.training.sampler import EpochBatches
 
 
@@ -51,4 +52,6 @@ def check(experiment: Experiment) -> None:
             )
         )
     rows.append(("run folder", experiment.run_folder))
+    if RunFolder(experiment.run_folder).holds_run():
+        console.warning(f"{experiment.run_folder} already holds a run: only --resume goes on with it")
     console.header(f"{settings.name}: ready to train on {len(train)} samples", rows)

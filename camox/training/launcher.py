@@ -15,6 +15,7 @@ import psutil
 
 TRAIN_SCRIPT = Path(__file__).resolve().parents[1] / "train.py"
 EXIT_CODE_FILE = "CAMOX_EXIT_CODE_FILE"
+EXPECTED_PROCESSES = "CAMOX_EXPECTED_PROCESSES"
 _FORWARDED = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
 
 
@@ -33,7 +34,8 @@ def launch(arguments: Sequence[str], launcher_options: Sequence[str]) -> int:
         file = Path(folder) / "exit_code"
         child = subprocess.Popen(
             command(arguments, launcher_options),
-            env=environment(launcher_options) | {EXIT_CODE_FILE: str(file)},
+            env=environment(launcher_options)
+            | {EXIT_CODE_FILE: str(file), EXPECTED_PROCESSES: str(processes(launcher_options))},
             # A Ctrl-C on the terminal would reach the launcher too, which then leaves without its processes.
             start_new_session=True,
         )
@@ -45,6 +47,13 @@ def launch(arguments: Sequence[str], launcher_options: Sequence[str]) -> int:
 def command(arguments: Sequence[str], launcher_options: Sequence[str]) -> list[str]:
     """The launcher's command line; --quiet keeps it from adding a traceback of its own to every failure."""
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
+    if _configuration(launcher_options) is None:
+        # Said outright, or the launcher begins each run with six lines on its defaults.
+        defaults = {"num_processes": str(processes(launcher_options)), "num_machines": "1"}
+        defaults |= {"mixed_precision": "no", "dynamo_backend": "no"}
+        for name, value in defaults.items():
+            if _option(launcher_options, name) is None:
+                launcher += [f"--{name}", value]
     return [*launcher, *launcher_options, str(TRAIN_SCRIPT), *arguments]
 
 

@@ -44,12 +44,13 @@ def build_accelerator(experiment: Experiment) -> Accelerator:
     )
     # The launcher's environment variable would override the argument and scale every loss down.
     accelerator.gradient_accumulation_steps = 1
-    announced = int(os.environ.get("WORLD_SIZE", "1"))
-    if accelerator.num_processes != announced:
-        raise ExperimentError(
-            f"{announced} processes were launched but this one sees {accelerator.num_processes}: on CPU start with "
-            "--config_file accelerate_configs/cpu_2_processes.yaml"
-        )
+    # What torchrun launched, and what `camox train` asked the launcher for.
+    for announced in (os.environ.get("WORLD_SIZE", "1"), os.environ.get("CAMOX_EXPECTED_PROCESSES", "1")):
+        if accelerator.num_processes < int(announced):
+            raise ExperimentError(
+                f"{announced} processes were launched but this one sees {accelerator.num_processes}: on a CPU start "
+                "with ACCELERATE_USE_CPU=true and --config_file accelerate_configs/cpu_2_processes.yaml"
+            )
     return accelerator
 
 

@@ -65,6 +65,11 @@ class RunFolder:
             self._release()
             raise
 
+    def holds_run(self) -> bool:
+        """Whether there is anything to lose: a start that failed before its first number may simply be repeated."""
+        metrics = self.path / "metrics.jsonl"
+        return bool(list_checkpoints(self.path)) or (metrics.exists() and metrics.stat().st_size > 0)
+
     def go_on_from(self, checkpoint: Path, best: str | None) -> None:
         """Makes `checkpoint` the newest of the run: what came after it is set aside, the pointers follow.
 
@@ -107,9 +112,7 @@ class RunFolder:
 
     def _prepare(self, experiment: Experiment, resume: str | None) -> Path | None:
         before = self.path / EXPERIMENT_FILE
-        # A start that failed before its first number (a wrong path, say) holds nothing: it may simply be repeated.
-        metrics = self.path / "metrics.jsonl"
-        holds_run = bool(list_checkpoints(self.path)) or (metrics.exists() and metrics.stat().st_size > 0)
+        holds_run = self.holds_run()
         if holds_run and resume is None:
             raise ExperimentError(
                 f"{self.path} already holds a run: go on with it by --resume auto, "

@@ -180,6 +180,8 @@ class Trainer:
     def _train(self) -> None:
         epochs = self.experiment.epochs
         steps = sum(phase.epochs * self._steps_in(phase) for phase in self.phases)
+        if self.epoch == epochs:
+            self.console.notice(f"nothing left to train: all {epochs} epochs are done")
         with self.console.training(steps, epochs) as progress:
             while self.epoch < epochs:
                 phase = phase_of(self.epoch, self.phases)
@@ -198,7 +200,9 @@ class Trainer:
         self.accelerator.free_memory()
         apply_freeze(self.network, phase)
         self.network.train()
-        self.shell = self.accelerator.prepare(TrainingShell(self.network))
+        # Not moved again: to Accelerate a CPU is "cpu:0", and what holds the network's tensors (average, guards of
+        # norm statistics) would be left with copies that nobody trains.
+        self.shell = self.accelerator.prepare(TrainingShell(self.network), device_placement=[False])
         data = self.experiment.data
         self.sampler = self._sampler(phase)
         dataset = TrainSet(
@@ -431,6 +435,9 @@ class Trainer:
         # Dropped by name: left to the garbage collector, each loader's workers would be waited for, 5 s each.
         for loader in ("loader", "validator"):
             vars(self).pop(loader, None)
+        if hasattr(self, "events"):
+            self._event("end", reason, severity="info" if code == 0 else "error", details={"code": code})
+            self.events.close()
         if hasattr(self, "trackers"):
             self.trackers.finish()
         # An unreadable sample is met by one process alone; the others only see it go.

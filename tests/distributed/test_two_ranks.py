@@ -57,6 +57,11 @@ def test_experts_are_idle_on_each_rank_in_every_step(report):
     assert min(idle) == 4 * 4  # one image picks 2 of 6 experts at each of four scales
 
 
+def test_the_average_follows_the_weights(report):
+    """Moving the network when it is wrapped once left the average with tensors that nobody trained."""
+    assert all(before != after for before, after in itertools.pairwise(report["averages"]))
+
+
 def test_ranks_validate_the_same_model_with_its_running_statistics(report):
     assert len(report["validated"]) == 4  # raw and averaged weights after each of two epochs
     assert all(ours == theirs for ours, theirs in report["validated"])

@@ -22,6 +22,7 @@ def main(experiment_file: str, output: str) -> None:
     steps: list[dict[str, Any]] = []
     idle: list[int] = []
     validated: list[list[float]] = []
+    averages: list[float] = []
     take, choices, score = TrainingStep.__call__, TrainingStep._choices, Validator.score
 
     def count_idle(step: TrainingStep, output: Any) -> torch.Tensor:
@@ -36,6 +37,11 @@ def main(experiment_file: str, output: str) -> None:
         weights = [t.double().sum().item() for n, t in step.network.state_dict().items() if "running" not in n]
         indices = [index for batch in window for index in batch.indices.tolist()]
         ours = {"weights": weights, "indices": indices, "idle": list(idle)}
+        assert step.average is not None
+        averages.append(sum(p.double().abs().sum().item() for p in step.average.model.parameters()))
+        # What the step watches must be the network's own tensors, not copies that a move left behind.
+        live = {id(buffer) for buffer in step.network.buffers()}
+        assert all(id(buffer) in live for buffer in step._norm_statistics)
         steps.append({"ranks": gather_object([ours]), "frozen": step.network.backbone_frozen})
 
     def score_and_compare(validator: Validator, network: Any) -> Any:
@@ -47,7 +53,7 @@ def main(experiment_file: str, output: str) -> None:
     trainer = Trainer(Experiment.load(experiment_file, output=output))
     trainer.run()
     if trainer.accelerator.is_main_process:
-        report = {"steps": steps, "validated": validated, "wrapper": type(trainer.shell).__name__}
+        report = {"steps": steps, "validated": validated, "averages": averages, "wrapper": type(trainer.shell).__name__}
         Path(output, "report.json").write_text(json.dumps(report))
 
 
