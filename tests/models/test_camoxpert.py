@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from torch.utils.flop_counter import FlopCounterMode
 
 from camox.errors import CheckpointError, ExperimentError
 from camox.losses.composite import SegmentationObjective
@@ -296,3 +297,12 @@ def test_is_built_from_an_experiment(tiny_experiment):
     assert network.config["width"] == 8
     assert network.config["top_k"] == 3
     assert network.routers["stride_4"].noise == 0.25
+
+
+def test_the_main_recipes_network_stays_within_its_budget():
+    """352², EdgeNeXt-base, width 128: at most 14 GMAC per image and 30 M parameters."""
+    network = CamoXpert("edgenext_base", width=128).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.rand(1, 3, 352, 352))
+    assert 7e9 < counter.get_total_flops() / 2 <= 14e9
+    assert sum(parameter.numel() for parameter in network.parameters()) <= 30e6
