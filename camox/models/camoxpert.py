@@ -117,14 +117,14 @@ class CamoXpert(nn.Module):
         self.refinements = nn.ModuleList(Refinement(width) for _ in range(refinement_steps))
         if gradient_checkpointing:
             self.backbone.checkpoint_gradients()
+        if channels_last:
+            _store_channels_last(self)
         self.backbone_frozen = False
 
     def forward(self, images: Tensor) -> CamoXpertOutput:
         height, width = images.shape[-2:]
         padded = F.pad(images, (0, -width % 32, 0, -height % 32), mode="replicate")
         if self.channels_last:
-            # The input alone decides the layout of all feature maps. Weights keep theirs: the strides of a 1×1
-            # convolution are ambiguous, and DDP then copies every gradient.
             padded = padded.contiguous(memory_format=torch.channels_last)
         features = self._extract(padded)
         # All routers before any expert: their choices then travel to the host in one copy.
@@ -245,6 +245,14 @@ class CamoXpert(nn.Module):
             index = STRIDES.index(stride)
             scales[index] = self.mixtures[f"stride_{stride}"](scales[index], decision, plan)
         return scales
+
+
+def _store_channels_last(network: nn.Module) -> None:
+    """Stores kernels as NHWC where that is another order in memory. For a 1×1 or depthwise kernel it is the same one
+    under other strides, which DDP takes for a mismatch and copies the gradient for at every step."""
+    for parameter in network.parameters():
+        if parameter.dim() == 4 and parameter.shape[1] > 1 and parameter.shape[2] * parameter.shape[3] > 1:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 def _to_input_size(maps: Tensor, padded: Tensor, height: int, width: int) -> Tensor:
