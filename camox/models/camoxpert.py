@@ -118,7 +118,7 @@ class CamoXpert(nn.Module):
         if gradient_checkpointing:
             self.backbone.checkpoint_gradients()
         if channels_last:
-            _store_channels_last(self)
+            self.to(memory_format=torch.channels_last)
         self.backbone_frozen = False
 
     def forward(self, images: Tensor) -> CamoXpertOutput:
@@ -245,14 +245,6 @@ class CamoXpert(nn.Module):
             index = STRIDES.index(stride)
             scales[index] = self.mixtures[f"stride_{stride}"](scales[index], decision, plan)
         return scales
-
-
-def _store_channels_last(network: nn.Module) -> None:
-    """Stores kernels as NHWC where that is another order in memory. For a 1×1 or depthwise kernel it is the same one
-    under other strides, which DDP takes for a mismatch and copies the gradient for at every step."""
-    for parameter in network.parameters():
-        if parameter.dim() == 4 and parameter.shape[1] > 1 and parameter.shape[2] * parameter.shape[3] > 1:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 def _to_input_size(maps: Tensor, padded: Tensor, height: int, width: int) -> Tensor:

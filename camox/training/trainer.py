@@ -2,6 +2,7 @@
 
 import os
 import time
+import warnings
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -200,6 +201,8 @@ class Trainer:
         self.accelerator.free_memory()
         apply_freeze(self.network, phase)
         self.network.train()
+        # A 1×1 or depthwise kernel has the same order in memory under two kinds of strides; DDP doubts it at length.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         # Not moved again: to Accelerate a CPU is "cpu:0", and what holds the network's tensors (average, guards of
         # norm statistics) would be left with copies that nobody trains.
         self.shell = self.accelerator.prepare(TrainingShell(self.network), device_placement=[False])
