@@ -175,6 +175,13 @@ def test_files_are_written_into_the_runs_folder(run_evaluate, run_folder, read_s
     assert str(folder) in printed
 
 
+def test_data_named_by_hand_leave_the_runs_own_scores_alone(run_evaluate, run_folder, pairs, read_scores):
+    own, _ = run_evaluate()
+    named, _ = run_evaluate(data={"CAMO": pairs})
+    assert read_scores(run_folder / "evaluation") == own
+    assert read_scores(run_folder / "evaluation-CAMO") == named
+
+
 def test_the_protocol_says_what_was_scored(run_evaluate, pairs, tmp_path):
     document, _ = run_evaluate(data={"CAMO": pairs}, out=tmp_path / "scores")
     protocol = document["protocol"]

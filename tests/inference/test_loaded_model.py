@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -79,6 +80,13 @@ def test_a_changed_file_is_refused(run_folder):
         load_model(run_folder)
 
 
+def seal_again(file: Path) -> None:
+    """Makes the manifest agree with a changed file, so that only the change itself can be objected to."""
+    record = record_file(file)
+    entry = {"sha256": record.sha256, "size": record.size}
+    edit_manifest(file.parent, lambda manifest: manifest["files"].update({file.name: entry}))
+
+
 def test_nan_is_refused(run_folder):
     checkpoint = run_folder / "checkpoints" / "epoch_0001"
     file = checkpoint / "model.safetensors"
@@ -86,9 +94,7 @@ def test_nan_is_refused(run_folder):
     name = next(name for name in tensors if name.endswith("weight"))
     tensors[name][:] = float("nan")
     save_file(tensors, file)
-    record = record_file(file)
-    entry = {"sha256": record.sha256, "size": record.size}
-    edit_manifest(checkpoint, lambda manifest: manifest["files"].update({file.name: entry}))
+    seal_again(file)
     with pytest.raises(CheckpointError, match="NaN"):
         load_model(run_folder)
 
@@ -97,9 +103,7 @@ def test_weights_of_another_network_are_refused(run_folder):
     checkpoint = run_folder / "checkpoints" / "epoch_0001"
     file = checkpoint / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"width": 16}))
-    record = record_file(file)
-    entry = {"sha256": record.sha256, "size": record.size}
-    edit_manifest(checkpoint, lambda manifest: manifest["files"].update({file.name: entry}))
+    seal_again(file)
     with pytest.raises(CheckpointError, match="cannot be loaded"):
         load_model(run_folder)
 

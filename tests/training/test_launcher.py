@@ -126,3 +126,18 @@ def test_the_users_threads_are_left_alone(monkeypatch):
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
     environment = launcher.environment([])
     assert (environment["OMP_NUM_THREADS"], environment["OMP_WAIT_POLICY"]) == ("7", "active")
+
+
+def test_the_launcher_is_told_what_it_would_otherwise_remark_on():
+    line = launcher.command(["x.toml"], ["--num_processes", "2"])
+    assert line.count("--num_processes") == 1
+    assert line[line.index("--num_machines") + 1] == "1"
+    assert line[line.index("--mixed_precision") + 1] == "no"
+    assert line[-2:] == [str(launcher.TRAIN_SCRIPT), "x.toml"]
+
+
+def test_a_configuration_file_is_left_to_decide(tmp_path):
+    file = tmp_path / "two.yaml"
+    file.write_text("num_processes: 2\n")
+    line = launcher.command(["x.toml"], ["--config_file", str(file)])
+    assert not {"--num_processes", "--num_machines", "--mixed_precision"} & set(line)

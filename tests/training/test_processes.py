@@ -4,7 +4,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from camox.errors import CheckpointError
+from camox.errors import CheckpointError, ExperimentError
+from camox.training import processes
 from camox.training.processes import choose_precision, once, precision_notices
 
 
@@ -62,8 +63,6 @@ def test_a_disagreement_with_the_launcher_is_said(monkeypatch, tiny_experiment):
 
 def test_what_fails_elsewhere_is_raised_here_with_its_kind(monkeypatch):
     """As process 0 of two, of which the other met an error."""
-    from camox.training import processes
-
     monkeypatch.setattr(processes, "gather_object", lambda ours: [*ours, (CheckpointError, "damaged")])
     with pytest.raises(CheckpointError, match="damaged"):
         processes.fail_together(None)
@@ -72,6 +71,16 @@ def test_what_fails_elsewhere_is_raised_here_with_its_kind(monkeypatch):
         processes.fail_together(None)
     with pytest.raises(ValueError, match="mine"):
         processes.fail_together(ValueError("mine"))
+
+
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "CAMOX_EXPECTED_PROCESSES"])
+def test_fewer_processes_than_asked_for_are_an_error(monkeypatch, tiny_experiment, variable):
+    """On a CPU `camox train … -- --num_processes 2` would quietly be one process, or two runs of the same name."""
+    monkeypatch.setattr(processes, "Accelerator", lambda **_: Accelerator(cpu=True))
+    assert processes.build_accelerator(tiny_experiment()).num_processes == 1
+    monkeypatch.setenv(variable, "2")
+    with pytest.raises(ExperimentError, match=r"2 processes were launched but this one sees 1.*cpu_2_processes\.yaml"):
+        processes.build_accelerator(tiny_experiment())
 
 
 def test_once_gives_the_result_or_the_error_itself():
