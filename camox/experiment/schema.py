@@ -44,11 +44,21 @@ class Identity(Table):
 class Router(Table):
     """How an image is assigned to experts. Computed in fp32."""
 
+    gate: Literal["mlp", "linear"] = "mlp"
+    """What turns an image's statistics into logits: a network with one hidden layer, or one linear layer."""
+
     temperature: float = Field(default=1.0, gt=0)
     """Divides the router's logits before they are limited; lower is more decided."""
 
     logit_limit: float = Field(default=10.0, gt=0)
-    """Logits stay within ± this value, by a smooth tanh."""
+    """Logits stay within ± this value."""
+
+    logit_limit_mode: Literal["tanh", "clamp"] = "tanh"
+    """With "tanh" logits are limited smoothly; with "clamp" they are cut off and have no gradient beyond."""
+
+    prob_floor: float = Field(default=0.0, ge=0, lt=0.1)
+    """Least probability and weight of an expert. Above 0 they no longer sum to one and lose their gradient at the
+    floor: for experiments that were published with it."""
 
     noise: float = Field(default=1.0, ge=0)
     """Standard deviation of the Gaussian noise added to logits for selection at the start of training."""
@@ -60,9 +70,10 @@ class Router(Table):
 class Balance(Table):
     """What keeps every expert in use."""
 
-    kind: Literal["band", "none"] = "band"
-    """With "band" experts whose load leaves `band` are helped and the load-balance loss is added; with "none"
-    neither is done."""
+    kind: Literal["band", "switch", "importance", "none"] = "band"
+    """With "band" experts whose load leaves `band` are helped by a bias and the load-balance loss reads a window of
+    images; "switch" is the loss of Switch Transformers, on each batch alone; "importance" the squared distance of the
+    mean probabilities from equal shares; with "none" nothing is done."""
 
     coefficient: float = Field(default=1e-3, ge=0)
     """Weight of the load-balance loss once it is warmed up."""
@@ -85,12 +96,20 @@ class Balance(Table):
     z_loss: float = Field(default=1e-4, ge=0)
     """Weight of the squared log-partition of the router's logits, which keeps them small."""
 
+    entropy: float = Field(default=0.0, ge=0)
+    """Weight of a term that asks for the use of all experts over a batch: the entropy of the mean probabilities."""
+
+    mutual_information: float = Field(default=0.0, ge=0)
+    """Weight of a term that asks for the use of all experts over a batch and for a clear choice in each image."""
+
 
 class MixtureOfExperts(Table):
     """The experts that features pass through at each scale."""
 
-    mode: Literal["sparse", "dense"] = "sparse"
-    """With "sparse" an image passes through its `top_k` experts, with "dense" through all, weighted."""
+    mode: Literal["sparse", "dense", "static", "random"] = "sparse"
+    """With "sparse" an image passes through the `top_k` experts its router selects, with "dense" through all,
+    weighted. Two controls: with "static" every image passes through the first `top_k` of `experts`, and with "random"
+    through `top_k` drawn by chance."""
 
     experts: tuple[Expert, ...] = Field(
         default=("texture", "edge", "contrast", "frequency", "attention", "semantic"), min_length=1
@@ -98,10 +117,16 @@ class MixtureOfExperts(Table):
     """Names of the experts, each once."""
 
     top_k: int = Field(default=2, ge=1)
-    """Experts per image in "sparse" mode."""
+    """Experts per image, except in "dense" mode."""
 
-    scales: tuple[Literal[4, 8, 16, 32], ...] = Field(default=(4, 8, 16, 32), min_length=1)
-    """Strides of the feature maps that have experts, each once."""
+    scales: tuple[Literal[4, 8, 16, 32], ...] = (4, 8, 16, 32)
+    """Strides of the feature maps that have experts, each once; with none the network has no experts."""
+
+    shared: bool = False
+    """One more expert at each scale, a hybrid of all cues, that every image passes through."""
+
+    granularity: Literal["image"] | Annotated[int, Field(ge=2, le=16)] = "image"
+    """What is routed: whole images, or the regions of a grid with this many rows and columns."""
 
     dispatch: Literal["sorted", "masked"] = "sorted"
     """With "sorted" each expert runs on its images only, for which one copy of the routing to the host is
@@ -140,6 +165,9 @@ class Model(Table):
 
     channels_last: bool = False
     """Store feature maps as NHWC, which convolutions of a GPU in fp16 or bf16 prefer."""
+
+    compile: bool = False
+    """Compile experts and decoder with torch.compile: faster steps after some minutes of compiling at the start."""
 
     moe: MixtureOfExperts = MixtureOfExperts()
     """The experts that features pass through at each scale."""

@@ -4,8 +4,15 @@ A batch of 8 to 12 images says nothing about balance (uniform random routing of 
 violation of 0.72), so counts are smoothed over a window of images and the batch itself is never judged.
 """
 
+import math
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
+
+from camox.models.router import Routing, count_choices
+
+BALANCE_KINDS = ("band", "switch", "importance", "none")
 
 
 class LoadBalance(nn.Module):
@@ -59,18 +66,72 @@ class LoadBalance(nn.Module):
         self.load.copy_(torch.where(valid, load, self.load))
         self.bias.copy_(torch.where(valid, bias, self.bias))
 
-    def loss(self, probabilities: Tensor) -> Tensor:
-        """`E · Σ load·P − 1`: 0 when balanced, 2 when two of six experts do everything.
 
-        `P` is this rank's mean of `probabilities` `[B, E]` and carries the gradient; `load` is global and
-        constant, so averaging gradients over ranks is exact.
+class RoutingObjective:
+    """What routers are asked beside the task: balance, few large logits, and, if wanted, use of all experts.
+
+    Every term reads the probabilities and logits of this rank and carries their gradient; loads are global and
+    constant, so averaging gradients over ranks is exact. The terms, each the mean over scales:
+
+    * "balance" by `kind`, with `P` the mean probability of each of E experts over the batch:
+      "band" `E · Σ load·P − 1`, load smoothed over a window of images and all ranks: 0 when balanced, 2 when two of six
+      experts do everything; "switch" the same with the batch's own choices as load (Fedus et al., 2021);
+      "importance" `Σ (P − 1/E)²`; "none" is 0.
+    * "z_loss" `mean (logsumexp z)²` of the raw logits (Zoph et al., 2022): keeps them small where the limit has no
+      gradient left.
+    * "entropy" `log E − H(P)` ≥ 0: all experts used over the batch.
+    * "mutual_information" `mean H(p) − H(P)` ≤ 0: moreover each image decided.
+    """
+
+    def __init__(self, kind: str, z_loss: float, entropy: float = 0.0, mutual_information: float = 0.0):
+        assert kind in BALANCE_KINDS, kind
+        self.kind = kind
+        weights = {"z_loss": z_loss, "entropy": entropy, "mutual_information": mutual_information}
+        self.weights = {name: weight for name, weight in weights.items() if weight > 0}
+
+    def __call__(
+        self, routings: Mapping[int, Routing], loads: Mapping[int, Tensor], coefficient: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum and the unweighted terms, 0-dimensional.
+
+        Args:
+            routings: stride → decision for the batch.
+            loads: stride → `[E]`, the running load of that scale.
+            coefficient: weight of "balance" at this step.
         """
-        return probabilities.shape[1] * (self.load * probabilities.mean(dim=0)).sum() - 1
+        terms = {
+            name: torch.stack([self._term(name, routing, loads[stride]) for stride, routing in routings.items()]).mean()
+            for name in ("balance", *self.weights)
+        }
+        total = coefficient * terms["balance"]
+        for name, weight in self.weights.items():
+            total = total + weight * terms[name]
+        return total, terms
+
+    def _term(self, name: str, routing: Routing, load: Tensor) -> Tensor:
+        mean = routing.probabilities.mean(dim=0)
+        match name:
+            case "balance":
+                return self._balance(routing.selected, mean, load)
+            case "z_loss":
+                return z_loss(routing.raw_logits)
+            case "entropy":
+                return math.log(len(mean)) - torch.special.entr(mean).sum()
+            case "mutual_information":
+                return torch.special.entr(routing.probabilities).sum(dim=1).mean() - torch.special.entr(mean).sum()
+        raise AssertionError(name)
+
+    def _balance(self, selected: Tensor, mean: Tensor, load: Tensor) -> Tensor:
+        match self.kind:
+            case "band":
+                return len(mean) * (load * mean).sum() - 1
+            case "switch":
+                return len(mean) * (count_choices(selected, len(mean)) / selected.numel() * mean).sum() - 1
+            case "importance":
+                return (mean - 1 / len(mean)).square().sum()
+        return mean.new_zeros(())
 
 
 def z_loss(raw_logits: Tensor) -> Tensor:
-    """`mean (logsumexp z)²` of raw router logits `[B, E]`: keeps them small where the soft cap has no gradient left.
-
-    After ST-MoE (Zoph et al., 2022).
-    """
+    """`mean (logsumexp z)²` of raw router logits `[N, E]`."""
     return raw_logits.logsumexp(dim=1).square().mean()

@@ -17,10 +17,13 @@ from camox.models.decoder import Decoder, SearchIdentification
 from camox.models.experts import EXPERTS
 from camox.models.moe import MixtureOfExperts, plan_dispatch
 from camox.models.refinement import BoundaryUncertainty, Refinement, ReverseAttention, relative_deviation
-from camox.models.router import Router, Routing
+from camox.models.regions import split_regions
+from camox.models.router import RandomRouting, Router, Routing, StaticRouting
 
 if TYPE_CHECKING:
     from camox.experiment import Experiment
+
+DEFAULT_EXPERTS = ("texture", "edge", "contrast", "frequency", "attention", "semantic")
 
 
 @dataclass
@@ -49,7 +52,7 @@ class CamoXpertOutput:
     """`[B, 1, H/4, W/4]` after each refinement step."""
 
     routing: dict[int, Routing] = field(default_factory=dict)
-    """Stride → what that scale's router decided."""
+    """Stride → what that scale's router decided; one row per image, or with a grid of regions one per region."""
 
 
 class CamoXpert(nn.Module):
@@ -72,13 +75,19 @@ class CamoXpert(nn.Module):
         refinement_steps: int = 2,
         gradient_checkpointing: bool = False,
         channels_last: bool = False,
+        compile: bool = False,
         mode: str = "sparse",
-        experts: Sequence[str] = tuple(EXPERTS),
+        experts: Sequence[str] = DEFAULT_EXPERTS,
         top_k: int = 2,
         scales: Sequence[int] = STRIDES,
+        shared: bool = False,
+        granularity: str | int = "image",
         dispatch: str = "sorted",
+        gate: str = "mlp",
         temperature: float = 1.0,
         logit_limit: float = 10.0,
+        logit_limit_mode: str = "tanh",
+        prob_floor: float = 0.0,
         noise: float = 1.0,
         window_images: float = 512,
         band: Sequence[float] = (0.5, 2.0),
@@ -91,13 +100,15 @@ class CamoXpert(nn.Module):
             "pretrained": False,
             "weights": None,
         }
-        _check_arguments(width, experts, top_k, scales, mode, dispatch)
-        self.expert_names = tuple(experts)
+        _check_arguments(self.config)
+        self.expert_names = tuple(experts[:top_k] if mode == "static" else experts)
         self.scales = tuple(stride for stride in STRIDES if stride in scales)
         self.mode = mode
         self.dispatch = dispatch
+        self.grid = granularity if isinstance(granularity, int) else 1
         self.channels_last = channels_last
-        top_k = top_k if mode == "sparse" else len(experts)
+        self.learns_routing = mode in ("sparse", "dense") and bool(self.scales)
+        top_k = len(experts) if mode == "dense" else top_k
 
         self.backbone = Backbone(backbone, pretrained, weights)
         self.laterals = nn.ModuleList(nn.Conv2d(channels, width, 1) for channels in self.backbone.channels)
@@ -106,9 +117,16 @@ class CamoXpert(nn.Module):
         self.balances = nn.ModuleDict()
         for stride in self.scales:
             key, channels = f"stride_{stride}", self.backbone.channels[STRIDES.index(stride)]
-            self.mixtures[key] = MixtureOfExperts(width, experts, gradient_checkpointing)
-            self.routers[key] = Router(channels, len(experts), top_k, temperature, logit_limit, noise)
-            self.balances[key] = LoadBalance(len(experts), top_k, window_images, (band[0], band[1]), bias_rate)
+            self.mixtures[key] = MixtureOfExperts(width, self.expert_names, shared, self.grid, gradient_checkpointing)
+            if mode == "static":
+                self.routers[key] = StaticRouting(top_k)
+            elif mode == "random":
+                self.routers[key] = RandomRouting(len(experts), top_k, salt=stride)
+            else:
+                self.routers[key] = Router(
+                    channels, len(experts), top_k, gate, temperature, logit_limit, logit_limit_mode, prob_floor, noise
+                )
+                self.balances[key] = LoadBalance(len(experts), top_k, window_images, (band[0], band[1]), bias_rate)
         self.search = SearchIdentification(width)
         self.decoder = Decoder(width)
         self.heads = nn.ModuleList(nn.Conv2d(width, 1, 1) for _ in range(3 if deep_supervision else 1))
@@ -119,16 +137,19 @@ class CamoXpert(nn.Module):
             self.backbone.checkpoint_gradients()
         if channels_last:
             self.to(memory_format=torch.channels_last)
+        if compile:
+            self._compile()
         self.backbone_frozen = False
 
-    def forward(self, images: Tensor) -> CamoXpertOutput:
+    def forward(self, images: Tensor, routing: dict[int, Routing] | None = None) -> CamoXpertOutput:
+        """`images` float `[B, 3, H, W]`; `routing` by stride, if given, takes the place of the routers' decisions."""
         height, width = images.shape[-2:]
         padded = F.pad(images, (0, -width % 32, 0, -height % 32), mode="replicate")
         if self.channels_last:
             padded = padded.contiguous(memory_format=torch.channels_last)
         features = self._extract(padded)
         # All routers before any expert: their choices then travel to the host in one copy.
-        routing = self._route(features)
+        routing = self._route(padded, features) if routing is None else routing
         scales = self._mix([lateral(f) for lateral, f in zip(self.laterals, features, strict=True)], routing)
         identified, search = self.search(scales[-1])
         decoded = self.decoder(identified, scales[:-1])
@@ -167,8 +188,8 @@ class CamoXpert(nn.Module):
     def anneal_routing_noise(self, share: float) -> None:
         """Sets what is left of every router's exploration noise, in [0, 1]."""
         for router in self.routers.values():
-            assert isinstance(router, Router)
-            router.noise_share = share
+            if isinstance(router, Router):
+                router.noise_share = share
 
     def balance(self, stride: int) -> LoadBalance:
         """The balance state of the mixture at that stride."""
@@ -190,13 +211,19 @@ class CamoXpert(nn.Module):
             refinement_steps=model.refinement_steps,
             gradient_checkpointing=model.gradient_checkpointing,
             channels_last=model.channels_last,
+            compile=model.compile,
             mode=moe.mode,
             experts=moe.experts,
             top_k=moe.top_k,
             scales=moe.scales,
+            shared=moe.shared,
+            granularity=moe.granularity,
             dispatch=moe.dispatch,
+            gate=router.gate,
             temperature=router.temperature,
             logit_limit=router.logit_limit,
+            logit_limit_mode=router.logit_limit_mode,
+            prob_floor=router.prob_floor,
             noise=router.noise,
             window_images=balance.window_images,
             band=balance.band,
@@ -230,21 +257,33 @@ class CamoXpert(nn.Module):
         with torch.no_grad():
             return self.backbone(images)
 
-    def _route(self, features: list[Tensor]) -> dict[int, Routing]:
+    def _route(self, images: Tensor, features: list[Tensor]) -> dict[int, Routing]:
         routing = {}
         for stride in self.scales:
-            feature = features[STRIDES.index(stride)]
-            routing[stride] = self.routers[f"stride_{stride}"](feature, self.balance(stride).bias)
+            router = self.routers[f"stride_{stride}"]
+            if self.learns_routing:
+                feature = split_regions(features[STRIDES.index(stride)], self.grid)
+                routing[stride] = router(feature, self.balance(stride).bias)
+            else:
+                routing[stride] = router(split_regions(images, self.grid))
         return routing
 
     def _mix(self, scales: list[Tensor], routing: dict[int, Routing]) -> list[Tensor]:
         plans: list[Any] = [None] * len(routing)
-        if self.dispatch == "sorted" and self.mode == "sparse" and routing:
+        if self.dispatch == "sorted" and self.mode in ("sparse", "random") and routing:
             plans = list(plan_dispatch(list(routing.values()), len(self.expert_names)))
         for (stride, decision), plan in zip(routing.items(), plans, strict=True):
             index = STRIDES.index(stride)
             scales[index] = self.mixtures[f"stride_{stride}"](scales[index], decision, plan)
         return scales
+
+    def _compile(self) -> None:
+        """Compiles what has no branch on data: expert bodies and decoder. Sub-batches vary in size, hence `dynamic`."""
+        for mixture in self.mixtures.values():
+            assert isinstance(mixture, MixtureOfExperts)
+            for expert in mixture.experts.values():
+                expert.compile(fullgraph=True, dynamic=True)
+        self.decoder.compile(fullgraph=True, dynamic=True)
 
 
 def _to_input_size(maps: Tensor, padded: Tensor, height: int, width: int) -> Tensor:
@@ -252,12 +291,21 @@ def _to_input_size(maps: Tensor, padded: Tensor, height: int, width: int) -> Ten
     return full[..., :height, :width]
 
 
-def _check_arguments(
-    width: int, experts: Sequence[str], top_k: int, scales: Sequence[int], mode: str, dispatch: str
-) -> None:
-    for key, value, choices in (("mode", mode, ("sparse", "dense")), ("dispatch", dispatch, ("sorted", "masked"))):
-        if value not in choices:
-            raise ExperimentError(f'unknown {key} "{value}": choose from {list(choices)}')
+_CHOICES = {
+    "mode": ("sparse", "dense", "static", "random"),
+    "dispatch": ("sorted", "masked"),
+    "gate": ("mlp", "linear"),
+    "logit_limit_mode": ("tanh", "clamp"),
+}
+
+
+def _check_arguments(config: dict[str, Any]) -> None:
+    for key, choices in _CHOICES.items():
+        if config[key] not in choices:
+            raise ExperimentError(f'unknown {key} "{config[key]}": choose from {list(choices)}')
+    experts, top_k, scales, width, granularity = (
+        config[key] for key in ("experts", "top_k", "scales", "width", "granularity")
+    )
     unknown = [name for name in experts if name not in EXPERTS]
     if unknown:
         raise ExperimentError(f"unknown experts {unknown}: choose from {list(EXPERTS)}")
@@ -267,5 +315,7 @@ def _check_arguments(
         raise ExperimentError(f"top_k = {top_k} of {len(experts)} experts: choose between 1 and {len(experts)}")
     if width % 8 or width < 8:
         raise ExperimentError(f"width = {width} does not divide into 8 normalisation groups: use a multiple of 8")
-    if not scales or not set(scales) <= set(STRIDES):
-        raise ExperimentError(f"scales = {list(scales)}: choose one or more of the strides {list(STRIDES)}")
+    if not set(scales) <= set(STRIDES):
+        raise ExperimentError(f"scales = {list(scales)}: choose from the strides {list(STRIDES)}")
+    if granularity != "image" and not (isinstance(granularity, int) and granularity >= 1):
+        raise ExperimentError(f'granularity = {granularity!r}: choose "image" or the number of rows of a grid')

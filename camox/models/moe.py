@@ -1,4 +1,4 @@
-"""The sparse mixture at one scale: images sorted by expert, each expert run once on its own sub-batch."""
+"""The mixture at one scale: images sorted by expert, each expert run once on its own sub-batch."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,14 +8,18 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from camox.models.experts import EXPERTS
-from camox.models.router import Routing
+from camox.models.regions import join_regions, split_regions
+from camox.models.router import Routing, count_choices
 
 
 class Dispatch(NamedTuple):
-    """Where each (image, choice) pair of a batch goes: pairs ordered by expert, and how many each expert gets."""
+    """Where each (image, choice) pair of a batch goes: pairs ordered by expert, and how many each expert gets.
+
+    Where regions are routed, a region takes the place of an image.
+    """
 
     order: Tensor
-    """`[B·k]`, int64, on the device: pairs sorted by expert; pair p belongs to image p // k."""
+    """`[N·k]`, int64, on the device: pairs sorted by expert; pair p belongs to image p // k."""
 
     counts: list[int]
     """Pairs per expert, on the host: the sizes of the sub-batches."""
@@ -28,30 +32,48 @@ def plan_dispatch(routings: Sequence[Routing], experts: int) -> list[Dispatch]:
     return [Dispatch(order, sizes) for order, sizes in zip(orders, counts.tolist(), strict=True)]
 
 
-def count_choices(selected: Tensor, experts: int) -> Tensor:
-    """How often each expert is in `selected` `[B, k]`: int64 `[E]`, without a sync (`bincount` would)."""
-    return nn.functional.one_hot(selected.flatten(), experts).sum(dim=0)
-
-
 class MixtureOfExperts(nn.Module):
-    """`x + scale · Σ_e w_e · Expert_e(norm x)` over the experts that the router selected for each image.
+    """`x + shared + scale · Σ_e w_e · Expert_e(norm x)` over the experts selected for each image, or region of it.
 
     `x` is `[B, C, H, W]`. Without a dispatch plan every expert runs on every image and is masked (the
     reference, and the dense mode); with one, each runs only on its images. Both give the same to rounding.
+
+    Args:
+        channels: C, a multiple of 8.
+        experts: names of the experts, in the order of the router's logits.
+        shared: one more expert, that every image passes through whatever the router says.
+        grid: regions are routed on a grid of this many rows and columns; 1 routes whole images.
+        gradient_checkpointing: compute each expert again in the backward pass.
     """
 
-    def __init__(self, channels: int, experts: Sequence[str], gradient_checkpointing: bool = False):
+    def __init__(
+        self,
+        channels: int,
+        experts: Sequence[str],
+        shared: bool = False,
+        grid: int = 1,
+        gradient_checkpointing: bool = False,
+    ):
         super().__init__()
+        self.grid = grid
         self.gradient_checkpointing = gradient_checkpointing
         self.norm = nn.GroupNorm(8, channels)
         self.experts = nn.ModuleDict({name: EXPERTS[name](channels) for name in experts})
         # A small start: the mixture begins near the identity and the task decides how much of it to use.
         self.scale = nn.Parameter(torch.full((1, channels, 1, 1), 0.1))
+        self.shared = EXPERTS["hybrid"](channels) if shared else None
+        self.shared_scale = nn.Parameter(torch.full((1, channels, 1, 1), 0.1)) if shared else None
 
     def forward(self, x: Tensor, routing: Routing, dispatch: Dispatch | None) -> Tensor:
         normalised = self.norm(x)
-        mixed = self._masked(normalised, routing) if dispatch is None else self._sorted(normalised, routing, dispatch)
-        return x + self.scale.to(mixed.dtype) * mixed
+        routed = split_regions(normalised, self.grid)
+        mixed = self._masked(routed, routing) if dispatch is None else self._sorted(routed, routing, dispatch)
+        mixed = join_regions(mixed, self.grid, *x.shape[-2:])
+        mixed = x + self.scale.to(mixed.dtype) * mixed
+        if self.shared is None or self.shared_scale is None:
+            return mixed
+        response = self._run(self.shared, normalised)
+        return mixed + self.shared_scale.to(response.dtype) * response
 
     def _masked(self, x: Tensor, routing: Routing) -> Tensor:
         weights = torch.zeros_like(routing.probabilities).scatter(1, routing.selected, routing.weights)

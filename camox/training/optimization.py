@@ -18,7 +18,7 @@ def group_of(name: str) -> str:
         return "backbone"
     if "router" in name:
         return "router"
-    return "experts" if ".experts." in name else "head"
+    return "experts" if ".experts." in name or ".shared." in name else "head"
 
 
 def build_optimizer(

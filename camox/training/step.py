@@ -11,13 +11,22 @@ from torch import Tensor, nn
 
 from camox.data.loading import TrainBatch
 from camox.losses.composite import SegmentationObjective
-from camox.models.balance import z_loss
+from camox.models.balance import RoutingObjective
 from camox.models.camoxpert import CamoXpert, CamoXpertOutput
-from camox.models.moe import count_choices
+from camox.models.router import count_choices
 from camox.stability.guards import SkippedSteps
 from camox.training.ema import WeightAverage
 from camox.training.meters import Meters
 from camox.training.optimization import GradientNorms, clip_gradients, set_learning_rate
+
+
+ROUTER_LOSSES = {
+    "balance": "router/balance_loss",
+    "z_loss": "router/z_loss",
+    "entropy": "router/entropy_loss",
+    "mutual_information": "router/mutual_information_loss",
+}
+"""Logged names of the routing objective's terms."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,7 @@ class TrainingStep:
         objective: SegmentationObjective,
         average: WeightAverage | None,
         skipped: SkippedSteps,
-        z_loss_weight: float,
+        routing_objective: RoutingObjective,
         clip: float,
         router_clip: float,
     ):
@@ -55,7 +64,7 @@ class TrainingStep:
         self.objective = objective
         self.average = average
         self.skipped = skipped
-        self.z_loss_weight = z_loss_weight
+        self.routing_objective = routing_objective
         self.clip = clip
         self.router_clip = router_clip
         self.batch_meters = Meters()
@@ -81,13 +90,15 @@ class TrainingStep:
                 loss = self._loss(output, batch, controls.balance_coefficient)
                 # The true length of the window: the short one at an epoch's end weighs as much per image.
                 self.accelerator.backward(loss / len(window))
-            choices.append(self._choices(output))
+            if self.network.learns_routing:
+                choices.append(self._choices(output))
         self.accelerator.unscale_gradients(self.optimizer)
         norms = clip_gradients(self.network.named_parameters(), self.router_clip, self.clip)
         taken = torch.isfinite(norms.total)
         self._step_or_skip(taken)
         self._restore(statistics, taken)
-        self._update_balance(torch.stack(choices).sum(dim=0), taken)
+        if choices:
+            self._update_balance(torch.stack(choices).sum(dim=0), taken)
         if self.average is not None:
             self.average.update(taken)
         self.skipped.update(taken)
@@ -95,13 +106,13 @@ class TrainingStep:
 
     def _loss(self, output: CamoXpertOutput, batch: TrainBatch, balance_coefficient: float) -> Tensor:
         objective = self.objective(output, batch.masks)
-        balances = [
-            self.network.balance(stride).loss(routing.probabilities) for stride, routing in output.routing.items()
-        ]
-        balance = torch.stack(balances).mean()
-        z = torch.stack([z_loss(routing.raw_logits) for routing in output.routing.values()]).mean()
-        total = objective.total + balance_coefficient * balance + self.z_loss_weight * z
-        self._meter_batch(output, batch, {"loss": total, "balance": balance, "z_loss": z, **objective.terms})
+        total, terms = objective.total, {}
+        if self.network.learns_routing:
+            loads = {stride: self.network.balance(stride).load for stride in output.routing}
+            of_routing, terms = self.routing_objective(output.routing, loads, balance_coefficient)
+            total = total + of_routing
+        losses = {f"loss/{name}": value for name, value in {"loss": total, **objective.terms}.items()}
+        self._meter_batch(output, batch, losses | {ROUTER_LOSSES[name]: value for name, value in terms.items()})
         return total
 
     def _choices(self, output: CamoXpertOutput) -> Tensor:
@@ -142,7 +153,7 @@ class TrainingStep:
             "iou": iou.sum(),
             "batches": torch.ones_like(iou[0]),
         }
-        values |= {f"loss/{name}": value for name, value in losses.items()}
+        values |= losses
         experts = len(self.network.expert_names)
         for stride, routing in output.routing.items():
             chosen = nn.functional.one_hot(routing.selected, experts).sum(dim=1).float()

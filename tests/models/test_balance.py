@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from camox.models.balance import LoadBalance, z_loss
+from camox.models.balance import LoadBalance, RoutingObjective, z_loss
+from camox.models.router import Routing
 
 TAKEN, SKIPPED = torch.tensor(True), torch.tensor(False)
 histories = st.lists(st.lists(st.integers(0, 400), min_size=6, max_size=6), min_size=1, max_size=30)
@@ -121,32 +122,91 @@ def test_the_state_is_saved_and_is_fp32():
     }
 
 
-def test_loss_is_zero_when_balanced_and_two_when_two_of_six_do_everything():
-    balance = LoadBalance(6, 2)
-    assert balance.loss(torch.full((8, 6), 1 / 6)).item() == pytest.approx(0, abs=1e-6)
-    balance.load.copy_(torch.tensor([0.5, 0.5, 0, 0, 0, 0]))
-    assert balance.loss(balance.load.expand(8, 6)).item() == pytest.approx(2, abs=1e-6)
+def routing_of(probabilities, selected=None):
+    """Routing of N images with those probabilities; logits are their logarithms."""
+    chosen = probabilities.topk(2, dim=1).indices if selected is None else selected
+    return Routing(probabilities.clamp(min=1e-9).log(), probabilities, chosen, torch.full(chosen.shape, 0.5))
 
 
-def test_gradient_of_the_loss_pushes_down_what_is_overloaded():
-    balance = LoadBalance(6, 2)
-    balance.load.copy_(torch.tensor([0.4, 0.3, 0.1, 0.1, 0.05, 0.05]))
-    logits: Any = torch.zeros(8, 6, requires_grad=True)
-    balance.loss(logits.softmax(dim=1)).backward()
+def balance_loss(kind, probabilities, load=None, selected=None):
+    load = torch.full((6,), 1 / 6) if load is None else load
+    total, _ = RoutingObjective(kind, 0)({4: routing_of(probabilities, selected)}, {4: load}, 1.0)
+    return total
+
+
+EQUAL = torch.full((8, 6), 1 / 6)
+ONE_PAIR = torch.tensor([0.5, 0.5, 0, 0, 0, 0])
+UNEVEN = torch.tensor([0.4, 0.3, 0.1, 0.1, 0.05, 0.05])
+
+
+def test_band_loss_is_zero_when_balanced_and_two_when_two_of_six_do_everything():
+    assert balance_loss("band", EQUAL).item() == pytest.approx(0, abs=1e-6)
+    assert balance_loss("band", ONE_PAIR.expand(8, 6), ONE_PAIR).item() == pytest.approx(2, abs=1e-6)
+
+
+def test_switch_loss_reads_the_choices_of_the_batch_and_no_running_load():
+    spread = torch.tensor([[0, 1], [2, 3], [4, 5]] * 4)
+    one_pair = torch.tensor([[0, 1]] * 12)
+    probabilities = ONE_PAIR.expand(12, 6)
+    assert balance_loss("switch", probabilities, ONE_PAIR, spread).item() == pytest.approx(0, abs=1e-6)
+    assert balance_loss("switch", probabilities, EQUAL[0], one_pair).item() == pytest.approx(2, abs=1e-6)
+
+
+def test_importance_loss_is_the_squared_distance_from_equal_shares():
+    assert balance_loss("importance", UNEVEN.expand(8, 6)).item() == pytest.approx(((UNEVEN - 1 / 6) ** 2).sum().item())
+    decided = torch.eye(6)  # each image decided, all experts used alike: nothing to complain of
+    assert balance_loss("importance", decided).item() == pytest.approx(0, abs=1e-7)
+
+
+def test_no_balance_is_zero():
+    assert balance_loss("none", ONE_PAIR.expand(8, 6), ONE_PAIR).item() == 0
+
+
+@pytest.mark.parametrize("kind", ["band", "switch", "importance"])
+def test_gradient_of_the_loss_pushes_down_what_is_overloaded(kind):
+    logits: Any = UNEVEN.log().repeat(8, 1).requires_grad_()
+    balance_loss(kind, logits.softmax(dim=1), UNEVEN).backward()
     gradient = logits.grad[0]
-    assert (gradient[:2] > 0).all()  # a descent step lowers them
+    assert gradient[:2].max() > 0  # a descent step lowers what is overloaded
     assert (gradient[2:] < 0).all()
     assert gradient.argmax() == 0
 
 
-def test_gradient_of_the_loss_is_that_of_the_whole_batch_when_ranks_are_averaged():
-    balance = LoadBalance(6, 2)
-    balance.load.copy_(torch.tensor([0.4, 0.3, 0.1, 0.1, 0.05, 0.05]))
+def test_gradient_of_the_band_loss_is_that_of_the_whole_batch_when_ranks_are_averaged():
     logits = torch.randn(8, 6, requires_grad=True)
-    (whole,) = torch.autograd.grad(balance.loss(logits.softmax(dim=1)), logits)
-    halves = torch.stack([balance.loss(half.softmax(dim=1)) for half in logits.split(4)]).mean()
+    (whole,) = torch.autograd.grad(balance_loss("band", logits.softmax(dim=1), UNEVEN), logits)
+    halves = torch.stack([balance_loss("band", half.softmax(dim=1), UNEVEN) for half in logits.split(4)]).mean()
     (averaged,) = torch.autograd.grad(halves, logits)
     assert torch.allclose(whole, averaged, atol=1e-7)
+
+
+def information_terms(probabilities):
+    objective = RoutingObjective("none", 0, entropy=1.0, mutual_information=1.0)
+    _, terms = objective({4: routing_of(probabilities)}, {4: EQUAL[0]}, 0.0)
+    return terms["entropy"].item(), terms["mutual_information"].item()
+
+
+def test_entropy_asks_for_all_experts_and_mutual_information_for_decided_images_too():
+    log_six = torch.tensor(6.0).log().item()
+    assert information_terms(EQUAL) == pytest.approx((0, 0), abs=1e-6)  # balanced, learned nothing
+    assert information_terms(torch.eye(6)) == pytest.approx((0, -log_six), abs=1e-6)  # balanced, each image decided
+    one_expert = torch.eye(6)[:1].expand(6, 6)
+    assert information_terms(one_expert) == pytest.approx((log_six, 0), abs=1e-6)
+
+
+@few
+@given(st.integers(0, 10**6), st.floats(0, 2), st.floats(0, 0.1), st.floats(0, 0.1))
+def test_the_objective_is_the_weighted_sum_of_its_terms_averaged_over_scales(seed, coefficient, entropy, information):
+    generator = torch.Generator().manual_seed(seed)
+    routings = {stride: routing_of(torch.rand(5, 6, generator=generator).softmax(dim=1)) for stride in (4, 16)}
+    loads = {stride: torch.rand(6, generator=generator).softmax(dim=0) for stride in (4, 16)}
+    objective = RoutingObjective("band", 0.1, entropy, information)
+    total, terms = objective(routings, loads, coefficient)
+    weights = {"balance": coefficient, "z_loss": 0.1, "entropy": entropy, "mutual_information": information}
+    assert set(terms) == {name for name, weight in weights.items() if weight > 0 or name == "balance"}
+    assert total.item() == pytest.approx(sum(weights[name] * value.item() for name, value in terms.items()), abs=1e-6)
+    alone = [objective({s: routings[s]}, {s: loads[s]}, coefficient)[0].item() for s in (4, 16)]
+    assert total.item() == pytest.approx(sum(alone) / 2, abs=1e-6)
 
 
 def test_z_loss_is_the_mean_squared_log_partition_and_shrinks_large_logits():

@@ -1,6 +1,7 @@
 """The whole network: gradients everywhere, any size, no batch-mates, round trips, and users' mistakes."""
 
 import json
+from typing import Any
 
 import pytest
 import timm
@@ -40,7 +41,21 @@ def test_the_task_alone_trains_every_router_and_reaches_every_parameter(build, i
             assert parameter.grad.abs().sum() > 0, f"{stride}.{name}"
 
 
-@pytest.mark.parametrize("arguments", [{"deep_supervision": False}, {"refinement_steps": 0}, {"scales": (8, 32)}])
+SHAPES: list[dict[str, Any]] = [
+    {"deep_supervision": False},
+    {"refinement_steps": 0},
+    {"scales": (8, 32)},
+    {"scales": ()},
+    {"mode": "dense"},
+    {"mode": "static"},
+    {"mode": "random"},
+    {"shared": True},
+    {"granularity": 2},
+    {"gate": "linear"},
+]
+
+
+@pytest.mark.parametrize("arguments", SHAPES)
 def test_every_parameter_has_a_gradient_in_every_shape_of_network(build, images, arguments):
     network = build(**arguments).train()
     task_loss(network, images()).backward()
@@ -77,6 +92,7 @@ def test_an_unfrozen_backbone_trains_again(build, images):
 
 
 def outcome(network, batch):
+    torch.manual_seed(0)  # random routing draws from it
     network.train()
     network.zero_grad()
     loss = task_loss(network, batch)
@@ -84,7 +100,7 @@ def outcome(network, batch):
     return [loss, *[p.grad for p in network.parameters()]]
 
 
-@pytest.mark.parametrize("mode", ["sparse", "dense"])
+@pytest.mark.parametrize("mode", ["sparse", "dense", "static", "random"])
 def test_sorted_equals_masked_through_the_whole_network(build, images, mode):
     expected = outcome(build(dispatch="masked", mode=mode), images(3))
     got = outcome(build(dispatch="sorted", mode=mode), images(3))
@@ -92,7 +108,7 @@ def test_sorted_equals_masked_through_the_whole_network(build, images, mode):
         assert torch.allclose(a, b, atol=1e-5, rtol=1e-3)
 
 
-@pytest.mark.parametrize("mode", ["sparse", "dense"])
+@pytest.mark.parametrize("mode", ["sparse", "dense", "static", "random"])
 def test_gradient_checkpointing_changes_no_bit(build, images, mode):
     plain = outcome(build(mode=mode), images(3))
     recomputed = outcome(build(mode=mode, gradient_checkpointing=True), images(3))
@@ -111,6 +127,28 @@ def test_sparse_with_all_experts_equals_dense(build, images):
     assert torch.allclose(sparse(images()).logits, dense(images()).logits, atol=1e-5)
 
 
+@pytest.mark.parametrize("arguments", [{}, {"granularity": 2}])
+def test_given_routing_takes_the_place_of_the_routers(build, images, arguments):
+    network, batch = build(**arguments).eval(), images(3)
+    own = network(batch)
+    assert torch.equal(network(batch, routing=own.routing).logits, own.logits)
+    others = {stride: routing._replace(selected=(routing.selected + 1) % 6) for stride, routing in own.routing.items()}
+    assert not torch.allclose(network(batch, routing=others).logits, own.logits)
+
+
+@pytest.mark.parametrize("arguments", [{"mode": "static"}, {"mode": "random"}, {"scales": ()}])
+def test_what_does_not_learn_to_route_has_no_router_parameters_and_no_balance(build, arguments):
+    names = list(build(**arguments).state_dict())
+    assert not [name for name in names if "router" in name or "balance" in name]
+
+
+def test_static_holds_only_the_experts_it_uses(build, images):
+    network = build(mode="static", experts=("frequency", "edge", "texture")).eval()
+    assert network.expert_names == ("frequency", "edge")
+    assert list(network.mixtures["stride_4"].experts) == ["frequency", "edge"]
+    assert {tuple(r.probabilities.shape) for r in network(images()).routing.values()} == {(2, 2)}
+
+
 def test_channels_last_says_the_same(build, images):
     plain, other = build().eval(), build(channels_last=True).eval()
     assert other.laterals[0].weight.is_contiguous(memory_format=torch.channels_last)
@@ -125,8 +163,9 @@ def test_two_runs_agree_bit_for_bit(build, images):
 # ---- predictions
 
 
-def test_a_prediction_does_not_depend_on_batch_mates(build, images):
-    network = build().eval()
+@pytest.mark.parametrize("arguments", [{}, {"mode": "random"}, {"granularity": 2, "shared": True}])
+def test_a_prediction_does_not_depend_on_batch_mates(build, images, arguments):
+    network = build(**arguments).eval()
     batch = images(4)
     mates = torch.cat([batch[:1], 5 * images(2, seed=8)])
     with torch.no_grad():
@@ -279,7 +318,6 @@ def test_a_damaged_checkpoint_is_named(build, tmp_path, spoil, message):
         ({"experts": ("edge", "edge")}, "twice"),
         ({"width": 20}, "multiple of 8"),
         ({"scales": (4, 5)}, "strides"),
-        ({"scales": ()}, "choose one or more"),
         ({"mode": "spares"}, "choose from"),
         ({"dispatch": "loop"}, "choose from"),
         ({"backbone": "vit_tiny_patch16_224"}, "choose a pyramid"),

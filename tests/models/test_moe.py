@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 from camox.models import moe
-from camox.models.experts import EXPERTS
-from camox.models.moe import MixtureOfExperts, count_choices, plan_dispatch
-from camox.models.router import Routing
+from camox.models.camoxpert import DEFAULT_EXPERTS
+from camox.models.moe import MixtureOfExperts, plan_dispatch
+from camox.models.regions import split_regions
+from camox.models.router import Routing, count_choices
 
 
 def route(choices, experts=6, seed=0):
@@ -19,7 +20,7 @@ def route(choices, experts=6, seed=0):
 
 def make(**arguments):
     torch.manual_seed(0)
-    mixture = MixtureOfExperts(16, tuple(EXPERTS), **arguments)
+    mixture = MixtureOfExperts(16, DEFAULT_EXPERTS, **arguments)
     nn.init.normal_(mixture.scale)
     return mixture
 
@@ -66,7 +67,7 @@ def test_gradient_checkpointing_computes_each_expert_again():
     for name, expert in mixture.experts.items():
         expert.register_forward_pre_hook(lambda *_, name=name: runs.append(name))
     outcome(mixture, routing, torch.randn(2, 16, 6, 9), True)
-    assert sorted(runs) == sorted(2 * list(EXPERTS))
+    assert sorted(runs) == sorted(2 * list(DEFAULT_EXPERTS))
 
 
 def test_masked_equals_the_formula_image_by_image():
@@ -76,7 +77,7 @@ def test_masked_equals_the_formula_image_by_image():
         for image in range(4):
             normalised = mixture.norm(x[image][None])
             expected = x[image][None] + mixture.scale * sum(
-                weight * mixture.experts[list(EXPERTS)[expert]](normalised)
+                weight * mixture.experts[list(DEFAULT_EXPERTS)[expert]](normalised)
                 for expert, weight in zip(routing.selected[image].tolist(), routing.weights[image], strict=True)
             )
             assert torch.allclose(mixture(x, routing, None)[image], expected[0], atol=1e-5)
@@ -145,3 +146,31 @@ def test_choices_are_counted_as_bincount_does():
 def test_router_gets_the_gradient_of_what_the_experts_said(is_sorted):
     _, _, router_gradient, *_ = outcome(make(), route(CHOICES["mixed"]), torch.randn(4, 16, 6, 9), is_sorted)
     assert (router_gradient.abs().sum(dim=1) > 0).all()
+
+
+def test_a_shared_expert_sees_every_image_whatever_the_router_says():
+    mixture, x = make(shared=True).eval(), torch.randn(3, 16, 6, 9)
+    seen = []
+    mixture.shared.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    with torch.no_grad():
+        mixture.scale.zero_()  # the routed experts say nothing
+        one, other = (mixture(x, route(c), plan_dispatch([route(c)], 6)[0]) for c in ([[0, 1]] * 3, [[4, 5]] * 3))
+    assert seen == [3, 3]
+    assert torch.equal(one, other)
+    assert not torch.equal(one, x)
+
+
+@pytest.mark.parametrize("is_sorted", [True, False])
+def test_each_region_of_a_grid_passes_through_its_own_experts(is_sorted):
+    mixture, x = make(grid=2).eval(), torch.randn(2, 16, 6, 8)
+    routing = route([[0, 1], [2, 3], [4, 5], [1, 0], [5, 2], [3, 0], [0, 4], [1, 5]])
+    plan = plan_dispatch([routing], 6)[0] if is_sorted else None
+    with torch.no_grad():
+        got = mixture(x, routing, plan) - x
+        regions = split_regions(mixture.norm(x), 2)
+        for number, region in enumerate(split_regions(got, 2)):
+            expected = mixture.scale[0] * sum(
+                weight * list(mixture.experts.values())[expert](regions[number][None])[0]
+                for expert, weight in zip(routing.selected[number], routing.weights[number], strict=True)
+            )
+            assert torch.allclose(region, expected, atol=1e-5)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from camox.models.router import Router
+from camox.models.router import RandomRouting, Router, StaticRouting
 
 
 @pytest.fixture
@@ -139,3 +139,79 @@ def test_reads_deviation_as_well_as_mean():
     centred = base - base.mean(dim=(2, 3), keepdim=True)
     calm, wild = router(centred, ZERO), router(centred * torch.linspace(1, 9, 12).view(1, 12, 1, 1), ZERO)
     assert not torch.allclose(calm.probabilities, wild.probabilities, atol=1e-3)
+
+
+def test_a_clamp_cuts_off_and_has_no_gradient_beyond_the_limit(features):
+    router = make(gate_scale=1e4, logit_limit=5.0, logit_limit_mode="clamp").eval()
+    routing = router(features, ZERO)
+    limited = routing.raw_logits.clamp(-5, 5)
+    assert torch.equal(routing.probabilities, limited.softmax(dim=1))
+    beyond = routing.raw_logits.abs() > 5
+    (gradient,) = torch.autograd.grad(routing.probabilities[:, 0].sum(), routing.raw_logits)
+    assert beyond.any()
+    assert (gradient[beyond] == 0).all()
+
+
+def test_a_linear_gate_is_linear_in_the_normalised_statistics(features):
+    router = make(gate="linear").eval()
+    mean, deviation = features.mean(dim=(2, 3)), features.std(dim=(2, 3), correction=0)
+    summary = router.norm(torch.cat([mean, deviation], dim=1))
+    expected = summary @ router.gate.weight.T + router.gate.bias
+    assert torch.allclose(router(features, ZERO).raw_logits, expected, atol=1e-6)
+    assert {name for name, _ in router.named_parameters()} == {"norm.weight", "norm.bias", "gate.weight", "gate.bias"}
+
+
+def test_a_floor_lifts_small_probabilities_and_leaves_the_others(features):
+    plain = make(gate_scale=300).eval()(features, ZERO)
+    floored = make(gate_scale=300, prob_floor=0.05).eval()(features, ZERO)
+    assert (plain.probabilities < 0.05).any()
+    assert torch.equal(floored.probabilities, plain.probabilities.clamp(min=0.05))
+    assert torch.equal(floored.weights, plain.weights.clamp(min=0.05))
+    assert torch.equal(floored.selected, plain.selected)
+
+
+@pytest.fixture
+def pictures():
+    return torch.randint(0, 256, (600, 3, 8, 8), generator=torch.Generator().manual_seed(5)).float() / 255
+
+
+def test_static_routing_treats_all_images_alike(pictures):
+    routing = StaticRouting(2)(pictures)
+    assert torch.equal(routing.selected, torch.tensor([[0, 1]]).expand(600, 2))
+    assert (routing.weights == 0.5).all()
+    assert routing.probabilities.shape == (600, 2)
+    assert not list(StaticRouting(2).parameters())
+
+
+def test_random_routing_is_drawn_anew_in_training(pictures):
+    torch.manual_seed(0)
+    routing = RandomRouting(6, 2, salt=4)
+    assert not torch.equal(routing(pictures).selected, routing(pictures).selected)
+    torch.manual_seed(0)
+    again = routing(pictures).selected
+    torch.manual_seed(0)
+    assert torch.equal(routing(pictures).selected, again)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_random_routing_uses_every_pair_alike(pictures, training):
+    selected = RandomRouting(6, 2, salt=4).train(training)(pictures).selected.sort(dim=1).values
+    assert (selected[:, 0] < selected[:, 1]).all()  # never one expert twice
+    pairs = (6 * selected[:, 0] + selected[:, 1]).bincount(minlength=36)
+    # 15 pairs expect 40 images each; 600 draws leave 15..75 with a probability below 1e-4.
+    assert pairs[pairs > 0].min() >= 15
+    assert pairs.max() <= 75
+    assert (pairs > 0).sum() == 15
+
+
+def test_random_routing_of_an_image_in_evaluation_depends_on_that_image_alone(pictures):
+    routing = RandomRouting(6, 2, salt=4).eval()
+    whole = routing(pictures).selected
+    assert torch.equal(routing(pictures[17:18]).selected, whole[17:18])
+    assert torch.equal(routing(pictures.flip(0)).selected, whole.flip(0))
+
+
+def test_random_routing_of_two_scales_is_independent(pictures):
+    one, other = (RandomRouting(6, 2, salt).eval()(pictures).selected.sort(dim=1).values for salt in (8, 32))
+    equal = (one == other).all(dim=1).float().mean()
+    assert equal < 0.12  # by chance 1 of 15 pairs

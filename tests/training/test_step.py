@@ -9,6 +9,7 @@ from accelerate import Accelerator
 
 from camox.data.loading import TrainBatch
 from camox.losses.composite import SegmentationObjective
+from camox.models.balance import RoutingObjective
 from camox.models.camoxpert import CamoXpert
 from camox.stability.guards import SkippedSteps
 from camox.training.ema import WeightAverage
@@ -41,7 +42,7 @@ class Bench:
             SegmentationObjective({"structure": 1.0, "boundary": 0.5, "deep": 0.5, "uncertainty": 0.1}),
             self.average,
             self.skipped,
-            z_loss_weight=1e-4,
+            RoutingObjective("band", z_loss=1e-4),
             clip=0.5,
             router_clip=0.1,
         )
