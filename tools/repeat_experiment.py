@@ -7,13 +7,13 @@ Takes `--seeds` times as long as one run; runs go to a folder of their own and a
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from machine import machine
 
 TRAIN = Path(__file__).resolve().parents[1] / "camox" / "train.py"
 
@@ -58,20 +58,6 @@ def one_run(experiment: Path, seed: int, output: Path, overrides: list[str]) -> 
         "protocol": test["protocol"],
         "test": test["datasets"],
     }
-
-
-def machine() -> dict[str, Any]:
-    """What the times depend on."""
-    return {"processor": _processor(), "cores": os.cpu_count(), "system": platform.system()}
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":

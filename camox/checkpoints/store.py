@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,7 @@ __all__ = [
     "retain",
     "set_pointer",
     "write_checkpoint",
+    "write_folder",
 ]
 
 TensorGroups = Mapping[str, Mapping[str, torch.Tensor]]
@@ -162,25 +163,34 @@ def write_checkpoint(
     """
     assert is_plain_name(name), name
     assert name not in POINTERS, name
+    manifest = Manifest(experiment_fingerprint, step, epoch, {}, measures)
+    return write_folder(Path(run_folder) / CHECKPOINTS / name, tensors, state, config, manifest)
+
+
+def write_folder(
+    final: Path, tensors: TensorGroups, state: Mapping[str, Any], config: Mapping[str, Any], manifest: Manifest
+) -> Path:
+    """Save a checkpoint as the folder `final`, in a run or not; else as `write_checkpoint`.
+
+    `manifest` tells everything but the files, which are those written here.
+    """
     assert all(is_plain_name(stem) for stem in tensors), list(tensors)
     tables = {"state.json": state, "config.json": config}
-    _refuse_not_finite(name, tensors, tables)
+    _refuse_not_finite(final.name, tensors, tables)
 
-    final = Path(run_folder) / CHECKPOINTS / name
-    staging = final.with_name(f"{TEMPORARY_PREFIX}{name}-{os.getpid()}")
+    staging = final.with_name(f"{TEMPORARY_PREFIX}{final.name}-{os.getpid()}")
     try:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
         files = {path.name: _seal(path) for path in _write_files(staging, tensors, tables)}
-        manifest = Manifest(experiment_fingerprint, step, epoch, files, measures)
-        (staging / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+        (staging / MANIFEST).write_text(replace(manifest, files=files).to_json(), encoding="utf-8")
         _seal(staging / MANIFEST)
         sync_folder(staging)
         _put_in_place(staging, final)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{final}: could not be saved: {error}. Checkpoints saved before are intact. "
-            "Free space on that disk or choose another one with experiment.output."
+            "Free space on that disk or choose another place (for a run: experiment.output)."
         ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)  # renamed away if all went well

@@ -47,6 +47,8 @@ class ResolvedPhase:
     """Peak learning rate."""
     image_size: int
     """Height and width of training images in pixels."""
+    unfreeze: str = "all"
+    """Whether the backbone's stages are trained from the first epoch or join one after another ("progressive")."""
 
 
 class Experiment(Table):
@@ -149,6 +151,7 @@ class Experiment(Table):
                 accumulate=phase.accumulate or self.optimizer.accumulate,
                 lr=phase.lr or self.optimizer.lr,
                 image_size=phase.image_size or self.data.image_size,
+                unfreeze=phase.unfreeze,
             )
             for phase in self.phases
         )

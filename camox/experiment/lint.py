@@ -6,6 +6,7 @@ them is not valid, and so is a finding about a key that is itself wrong.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from camox.experiment.lines import KeyPath
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from camox.experiment.sources import Data
 
 Problems = Iterator[Problem]
+FINAL_TERMS = ("structure", "structure_legacy", "bce", "iou", "dice", "tversky", "focal", "frequency")
+"""Terms of the loss that compare the prediction itself with the mask."""
 
 
 def combinations(tables: Mapping[str, Any], wrong: Sequence[KeyPath] = ()) -> list[Problem]:
@@ -40,7 +43,10 @@ def combinations(tables: Mapping[str, Any], wrong: Sequence[KeyPath] = ()) -> li
         (("model", "loss"), _untrained_parts),
         (("phases",), _phase_names),
         (("phases",), _frozen_parts),
-        (("optimizer", "schedule", "phases"), _end_of_cosine),
+        (("phases",), _progressive_but_frozen),
+        (("optimizer", "schedule", "phases"), _lowest_rate),
+        (("schedule",), _milestones),
+        (("schedule",), _cycle_without_rise),
         (("precision",), _loss_scale),
         (("checkpoints", "validation"), _monitor),
         (("validation",), _measures),
@@ -64,6 +70,8 @@ def warnings(experiment: "Experiment") -> tuple[str, ...]:
     devices."""
     return (
         *_warm_up_too_long(experiment.schedule, experiment.phases),
+        *_schedule_keys_without_effect(experiment.schedule),
+        *_rate_never_lowered(experiment.schedule, experiment.validation, experiment.epochs),
         *_random_backbone_never_trained(experiment.model, experiment.phases),
         *_average_too_slow(experiment),
         *_too_few_images(experiment),
@@ -119,8 +127,10 @@ def _load_band(model: "Model") -> Problems:
 
 def _untrained_parts(model: "Model", loss: "Loss") -> Problems:
     """Parts of the network that no term of the loss would reach; several processes could not even start."""
-    if loss.structure == 0:
-        yield Problem(("loss", "structure"), "structure = 0 leaves the prediction itself untrained: give it a weight")
+    if not any(getattr(loss, term) for term in FINAL_TERMS):
+        others = ", ".join(FINAL_TERMS[1:])
+        message = f"structure = 0 leaves the prediction itself untrained: give it a weight, or one of {others}"
+        yield Problem(("loss", "structure"), message, reads=tuple(("loss", term) for term in FINAL_TERMS[1:]))
     if model.deep_supervision and loss.deep == 0:
         message = "deep = 0 leaves the heads of deep supervision untrained: give it a weight, or set "
         message += "model.deep_supervision = false"
@@ -145,11 +155,40 @@ def _frozen_parts(phases: Sequence["Phase"]) -> Problems:
         yield from _duplicates(("phases", index, "freeze"), phase.freeze)
 
 
-def _end_of_cosine(optimizer: "Optimizer", schedule: "Schedule", phases: Sequence["Phase"]) -> Problems:
-    if schedule.name != "cosine":
+def _progressive_but_frozen(phases: Sequence["Phase"]) -> Problems:
+    for index, phase in enumerate(phases):
+        if phase.unfreeze == "progressive" and "backbone" in phase.freeze:
+            message = (
+                'unfreeze = "progressive" and freeze = ["backbone"] exclude each other: remove one, or make two phases'
+            )
+            yield Problem(("phases", index, "unfreeze"), message, reads=(("phases", index, "freeze"),))
+
+
+def _milestones(schedule: "Schedule") -> Problems:
+    milestones = schedule.milestones
+    if schedule.name == "multistep" and not milestones:
+        message = 'name = "multistep" has no milestones: give the epochs after which the rate falls, such as [60, 90]'
+        yield Problem(("schedule", "name"), message, reads=(("schedule", "milestones"),))
+    if any(later <= earlier for earlier, later in pairwise(milestones)):
+        listing = ", ".join(f"{milestone:g}" for milestone in milestones)
+        yield Problem(
+            ("schedule", "milestones"), f"milestones = [{listing}] must increase: put them in order, each once"
+        )
+
+
+def _cycle_without_rise(schedule: "Schedule") -> Problems:
+    if schedule.name == "one_cycle" and schedule.warmup_epochs == 0:
+        message = (
+            'warmup_epochs = 0 leaves "one_cycle" nothing to rise in: give it about 30 % of the run, or take "cosine"'
+        )
+        yield Problem(("schedule", "warmup_epochs"), message, reads=(("schedule", "name"),))
+
+
+def _lowest_rate(optimizer: "Optimizer", schedule: "Schedule", phases: Sequence["Phase"]) -> Problems:
+    if schedule.name == "constant":
         return
     reads: tuple[KeyPath, ...] = (("schedule", "name"), ("schedule", "min_lr"))
-    remedy = f"is below schedule.min_lr = {schedule.min_lr}, where the cosine ends: lower min_lr or raise lr"
+    remedy = f"is below schedule.min_lr = {schedule.min_lr}, the lowest rate of the schedule: lower min_lr or raise lr"
     uses_default = any(phase.lr is None for phase in phases)
     if uses_default and schedule.min_lr > optimizer.lr:
         yield Problem(("optimizer", "lr"), f"lr = {optimizer.lr} {remedy}", reads=reads)
@@ -190,6 +229,38 @@ def _warm_up_too_long(schedule: "Schedule", phases: Sequence["Phase"]) -> Iterat
         yield (
             f"schedule.warmup_epochs = {schedule.warmup_epochs} is no less than the run's {epochs} epochs: "
             "the learning rate never leaves its warm-up; shorten it"
+        )
+
+
+def _schedule_keys_without_effect(schedule: "Schedule") -> Iterator[str]:
+    readers = {
+        "min_lr": ("cosine", "one_cycle", "multistep", "plateau"),
+        "milestones": ("multistep",),
+        "gamma": ("multistep", "plateau"),
+        "patience": ("plateau",),
+    }
+    for key, names in readers.items():
+        default = type(schedule).model_fields[key].default
+        if schedule.name not in names and getattr(schedule, key) != default:
+            yield (
+                f'schedule.{key} has no effect with name = "{schedule.name}", only with {listed(names)}: '
+                "remove it or choose another schedule"
+            )
+
+
+def _rate_never_lowered(schedule: "Schedule", validation: "Validation", epochs: int) -> Iterator[str]:
+    late = [milestone for milestone in schedule.milestones if milestone >= epochs]
+    if schedule.name == "multistep" and late:
+        yield (
+            f"schedule.milestones has {', '.join(f'{milestone:g}' for milestone in late)}, but the run ends after "
+            f"{epochs} epochs: these are never passed; lower or remove them"
+        )
+    validations = math.ceil(epochs / validation.every_epochs)
+    # The first validation is the best so far, and after the last one nothing is trained.
+    if schedule.name == "plateau" and schedule.patience + 1 >= validations:
+        yield (
+            f"schedule.patience = {schedule.patience} is too long for the run's {validations} validations: "
+            "the learning rate is never lowered; shorten it or validate more often"
         )
 
 

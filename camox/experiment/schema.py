@@ -9,7 +9,7 @@ from pydantic import Field
 
 from camox.experiment.table import Table
 
-Expert = Literal["texture", "edge", "contrast", "frequency", "attention", "semantic"]
+Expert = Literal["texture", "edge", "contrast", "frequency", "attention", "semantic", "patch_frequency", "hybrid"]
 Measure = Literal[
     "iou", "dice", "s_measure", "f_weighted", "f_max", "f_mean", "f_adaptive",
     "e_max", "e_mean", "e_adaptive", "mae",
@@ -177,7 +177,26 @@ class Loss(Table):
     """Weight of each term. Weights are normalised to sum to one, so only their ratios matter."""
 
     structure: Weight = 1.0
-    """Weighted binary cross-entropy plus weighted IoU of the final logits."""
+    """Binary cross-entropy plus IoU of the final logits, both with more weight at boundaries and on thin parts."""
+
+    structure_legacy: Weight = 0.0
+    """The same with the cross-entropy that much published code uses by mistake, without weights; to repeat its
+    results."""
+
+    bce: Weight = 0.0
+    """Plain binary cross-entropy of the final logits."""
+
+    iou: Weight = 0.0
+    """Soft IoU of the final logits."""
+
+    dice: Weight = 0.0
+    """Soft Dice of the final logits."""
+
+    tversky: Weight = 0.0
+    """Tversky loss of the final logits: false alarms weigh 0.3, missed pixels 0.7."""
+
+    focal: Weight = 0.0
+    """Focal loss of the final logits, with alpha 0.25 and gamma 2."""
 
     boundary: Weight = 0.5
     """Predicted boundary against the mask's."""
@@ -185,8 +204,15 @@ class Loss(Table):
     uncertainty: Weight = 0.1
     """Predicted variance of the boundary against its actual error."""
 
+    frequency: Weight = 0.0
+    """Distance between the spectra of the predicted map and the mask."""
+
     search: Weight = 0.3
     """Search map at stride 32 against the mask."""
+
+    foreground: Weight = 0.0
+    """Coarse mask at stride 4, which tells the refinement where nothing was found, by a cross-entropy in which object
+    and background weigh half each."""
 
     deep: Weight = 0.5
     """Coarse masks together: the three heads of deep supervision, or without it the one at stride 4."""
@@ -233,14 +259,27 @@ class Optimizer(Table):
 class Schedule(Table):
     """How the learning rate moves over the run; a phase's `lr` sets its height."""
 
-    name: Literal["cosine", "constant"] = "cosine"
-    """Whether the rate falls from `lr` to `min_lr` along a cosine or stays at `lr`."""
+    name: Literal["cosine", "one_cycle", "multistep", "plateau", "constant"] = "cosine"
+    """With "cosine" the rate falls from `lr` to `min_lr` along half a cosine, over all epochs after the warm-up.
+    With "one_cycle" the warm-up too is half a cosine, from `lr` / 25.
+    With "multistep" the rate is multiplied by `gamma` at each of `milestones`, with "plateau" whenever
+    `checkpoints.monitor` stops improving. With "constant" it stays at `lr`."""
 
     warmup_epochs: float = Field(default=5.0, ge=0)
-    """Epochs over which the learning rate rises linearly at the start."""
+    """Epochs over which the learning rate rises at the start, linearly but for "one_cycle", for which 30 % of the run
+    are usual."""
 
     min_lr: float = Field(default=1e-5, ge=0)
-    """Learning rate at the end of a cosine."""
+    """Learning rate at the end of "cosine" and "one_cycle", and the least that "multistep" and "plateau" go down to."""
+
+    milestones: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    """Epochs after which "multistep" lowers the rate, counted from the start of the run."""
+
+    gamma: float = Field(default=0.1, gt=0, lt=1)
+    """Factor by which "multistep" and "plateau" lower the rate each time."""
+
+    patience: int = Field(default=5, ge=1)
+    """Validations in a row without a new best of `checkpoints.monitor`, after which "plateau" lowers the rate."""
 
 
 class Phase(Table):
@@ -254,6 +293,10 @@ class Phase(Table):
 
     freeze: tuple[Literal["backbone"], ...] = ()
     """Parts of the model that are not trained in this phase."""
+
+    unfreeze: Literal["all", "progressive"] = "all"
+    """With "all" what is not frozen is trained from the phase's first epoch. With "progressive" the deepest of the
+    backbone's four stages is, and the next shallower one joins after every quarter of the phase's epochs."""
 
     batch_size: int | None = Field(default=None, ge=1)
     """In place of `data.batch_size`."""

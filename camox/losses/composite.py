@@ -1,6 +1,6 @@
 """All terms of the objective, each with its weight, from one model output and one mask."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
 import torch
@@ -8,9 +8,32 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from camox.losses.boundary import boundary_band, boundary_loss, uncertainty_loss
-from camox.losses.segmentation import difficulty_weight, structure_loss
+from camox.losses.frequency import frequency_loss
+from camox.losses.segmentation import (
+    balanced_bce,
+    bce_loss,
+    dice_loss,
+    difficulty_weight,
+    focal_loss,
+    iou_loss,
+    structure_legacy_loss,
+    structure_loss,
+    tversky_loss,
+)
 
-TERMS = ("structure", "boundary", "uncertainty", "search", "deep", "refinement")
+FINAL_TERMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "structure": lambda logits, mask: structure_loss(logits, mask, difficulty_weight(mask)),
+    "structure_legacy": structure_legacy_loss,
+    "bce": bce_loss,
+    "iou": iou_loss,
+    "dice": dice_loss,
+    "tversky": tversky_loss,
+    "focal": focal_loss,
+    "frequency": frequency_loss,
+}
+"""Terms that compare the final logits with the mask, pixel by pixel, `[B, 1, H, W]` both."""
+
+TERMS = (*FINAL_TERMS, "boundary", "uncertainty", "search", "foreground", "deep", "refinement")
 
 
 class SegmentationOutput(Protocol):
@@ -52,9 +75,9 @@ class SegmentationObjective:
         return Objective(total, terms)
 
     def _term(self, name: str, output: SegmentationOutput, mask: Tensor) -> Tensor:
+        if name in FINAL_TERMS:
+            return FINAL_TERMS[name](output.logits, mask)
         match name:
-            case "structure":
-                return structure_loss(output.logits, mask, difficulty_weight(mask))
             case "boundary":
                 return boundary_loss(output.boundary, _band_at(output.boundary, mask))
             case "uncertainty":
@@ -62,6 +85,8 @@ class SegmentationObjective:
                 return uncertainty_loss(output.boundary_log_variance, output.boundary, band)
             case "search":
                 return _coarse_structure([output.search], mask)
+            case "foreground":
+                return balanced_bce(output.deep[-1], _shrink(mask, output.deep[-1]))
             case "deep":
                 return _coarse_structure(output.deep, mask)
             case "refinement":

@@ -46,6 +46,8 @@ class Backbone(nn.Module):
             )
         self.network: nn.Module = network
         self._norm_momentum: dict[nn.modules.batchnorm._BatchNorm, float | None] = {}
+        self.frozen_stages = 0
+        """How many of the four stages are not trained, counted from the shallowest."""
         self._indices = [reductions.index(stride) for stride in STRIDES]
         all_channels = network.feature_info.channels()
         self.channels = [all_channels[index] for index in self._indices]
@@ -64,6 +66,42 @@ class Backbone(nn.Module):
             chosen[-1].register_hook(lambda _: self._count_batches(False))
         return chosen
 
+    def freeze_stages(self, count: int) -> None:
+        """Freezes the `count` shallowest of the four stages and trains the others.
+
+        A stage is what leads from one of the four feature maps to the next, the first from the image to stride 4.
+        Frozen: no backward through it, its norm statistics untouched and its dropout off, also after `train()`.
+        """
+        assert 0 <= count <= len(STRIDES), count
+        self.requires_grad_(count < len(STRIDES))
+        if 0 < count < len(STRIDES):
+            for stage in self._stages()[:count]:
+                for parameter in stage:
+                    parameter.requires_grad_(False)
+        self.frozen_stages = count
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "Backbone":
+        super().train(mode)
+        for module in self.network.modules():
+            parameters = list(module.parameters())
+            if parameters and not any(parameter.requires_grad for parameter in parameters):
+                module.eval()
+        return self
+
+    def _stages(self) -> list[list[nn.Parameter]]:
+        """The parameters of each stage: those that a feature map depends on and the one before does not.
+
+        Read from the graph of one small forward pass, because timm's networks agree on neither names nor nesting.
+        """
+        training = self.training
+        self.eval()
+        with torch.enable_grad():
+            features = self(torch.zeros_like(self.mean).expand(1, 3, 64, 64))
+        self.train(training)
+        seen: set[Any] = set()
+        return [_new_leaves(feature.grad_fn, seen) for feature in features]
+
     def checkpoint_gradients(self) -> None:
         """Recompute activations in the backward pass; about a third more time for much less memory."""
         switch = getattr(self.network, "set_grad_checkpointing", None)
@@ -79,6 +117,20 @@ class Backbone(nn.Module):
     def _count_batches(self, count: bool) -> None:
         for norm, momentum in self._norm_momentum.items():
             norm.momentum = momentum if count else 0.0
+
+
+def _new_leaves(node: Any, seen: set[Any]) -> list[nn.Parameter]:
+    """Parameters that lead to `node` of an autograd graph by nodes that have not been `seen`; marks those."""
+    leaves, pending = [], [node]
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            leaves.append(node.variable)
+        pending += [before for before, _ in node.next_functions]
+    return leaves
 
 
 def _create(name: str, pretrained: bool, weights: str | Path | None) -> Any:

@@ -139,7 +139,6 @@ class CamoXpert(nn.Module):
             self.to(memory_format=torch.channels_last)
         if compile:
             self._compile()
-        self.backbone_frozen = False
 
     def forward(self, images: Tensor, routing: dict[int, Routing] | None = None) -> CamoXpertOutput:
         """`images` float `[B, 3, H, W]`; `routing` by stride, if given, takes the place of the routers' decisions."""
@@ -147,7 +146,7 @@ class CamoXpert(nn.Module):
         padded = F.pad(images, (0, -width % 32, 0, -height % 32), mode="replicate")
         if self.channels_last:
             padded = padded.contiguous(memory_format=torch.channels_last)
-        features = self._extract(padded)
+        features = self.backbone(padded)
         # All routers before any expert: their choices then travel to the host in one copy.
         routing = self._route(padded, features) if routing is None else routing
         scales = self._mix([lateral(f) for lateral, f in zip(self.laterals, features, strict=True)], routing)
@@ -174,16 +173,12 @@ class CamoXpert(nn.Module):
             routing=routing,
         )
 
-    def freeze_backbone(self, frozen: bool) -> None:
-        """Frozen: no backward through the backbone, no gradient kept, its norm statistics untouched."""
-        self.backbone_frozen = frozen
-        self.backbone.requires_grad_(not frozen)
-        self.backbone.train(self.training and not frozen)
+    def freeze_backbone(self, stages: int) -> None:
+        """Freezes that many of the backbone's four stages, from the shallowest on, and trains the others.
 
-    def train(self, mode: bool = True) -> "CamoXpert":
-        super().train(mode)
-        self.backbone.train(mode and not self.backbone_frozen)
-        return self
+        Frozen: no backward through them, their norm statistics untouched.
+        """
+        self.backbone.freeze_stages(stages)
 
     def anneal_routing_noise(self, share: float) -> None:
         """Sets what is left of every router's exploration noise, in [0, 1]."""
@@ -251,12 +246,6 @@ class CamoXpert(nn.Module):
             raise CheckpointError(f"{folder} cannot be loaded as a camox model: {error}") from error
         return model.eval()
 
-    def _extract(self, images: Tensor) -> list[Tensor]:
-        if not self.backbone_frozen:
-            return self.backbone(images)
-        with torch.no_grad():
-            return self.backbone(images)
-
     def _route(self, images: Tensor, features: list[Tensor]) -> dict[int, Routing]:
         routing = {}
         for stride in self.scales:
@@ -279,6 +268,8 @@ class CamoXpert(nn.Module):
 
     def _compile(self) -> None:
         """Compiles what has no branch on data: expert bodies and decoder. Sub-batches vary in size, hence `dynamic`."""
+        # An expert's code is shared by four scales, each with one image or several, in training or evaluation.
+        torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
         for mixture in self.mixtures.values():
             assert isinstance(mixture, MixtureOfExperts)
             for expert in mixture.experts.values():

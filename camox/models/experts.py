@@ -1,4 +1,4 @@
-"""Six experts, each a real operation on the cue that its name says.
+"""The experts, each a real operation on the cue that its name says.
 
 Every expert maps `[B, C, H, W]` to the same shape, works at any size, holds no BatchNorm (the sub-batch it
 sees is often one image), and costs about 5·C² multiply-adds per pixel, so that which two the router picks
@@ -58,17 +58,15 @@ class EdgeExpert(nn.Module):
 
 
 class ContrastExpert(nn.Module):
-    """Centre minus surround at three radii, signed and as deviation from the surround."""
-
-    radii = (1, 3, 7)
+    """Centre minus surround at radii 1, 4 and 13, signed, and the mean absolute deviation within radius 4."""
 
     def __init__(self, channels: int):
         super().__init__()
         self.mix = _Mix(4 * channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        differences = [x - _box_mean(x, radius) for radius in self.radii]
-        deviation = _box_mean(differences[1].abs(), self.radii[1])
+        differences = [x - surround for surround in _box_means(x, levels=3)]
+        deviation = _box_means(differences[1].abs(), levels=2)[-1]
         return self.mix(torch.cat([*differences, deviation], dim=1))
 
 
@@ -99,8 +97,10 @@ class FrequencyExpert(nn.Module):
         """Gains `[C, H, W//2+1]`: linear between radial bands, linear and periodic between orientations."""
         gains = self.gains.float()
         radial, angular = gains.shape[1:]
-        vertical = torch.fft.fftfreq(height, device=gains.device)[:, None]
-        horizontal = torch.fft.rfftfreq(width, device=gains.device)[None, :]
+        # Not fftfreq, though the same bits: torch.compile would make a kernel for every size.
+        rows = torch.arange(height, device=gains.device)[:, None]
+        vertical = torch.where(rows > (height - 1) // 2, rows - height, rows) * (1 / height)
+        horizontal = torch.arange(width // 2 + 1, device=gains.device)[None, :] * (1 / width)
         radius = (vertical.square() + horizontal.square()).sqrt() / 0.5**0.5 * (radial - 1)
         angle = torch.atan2(vertical, horizontal) / torch.pi % 1.0 * angular  # orientation: period pi
         low_radius, low_angle = radius.floor().long().clamp(max=radial - 2), angle.floor().long() % angular
@@ -121,34 +121,30 @@ class AttentionExpert(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        # About 32 channels per head, and as many in each: 104 channels have no three equal parts.
-        self.heads = next(heads for heads in range(max(1, channels // 32), 0, -1) if channels % heads == 0)
         self.project = nn.Conv2d(channels, 3 * channels, 1)
         self.local = nn.Conv2d(3 * channels, 3 * channels, 3, padding=1, groups=3 * channels)
-        self.temperature = nn.Parameter(torch.ones(self.heads, 1, 1))
+        self.temperature = nn.Parameter(torch.ones(_heads(channels), 1, 1))
         self.leave = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[-2:]
-        triple = self.local(self.project(x)).reshape(len(x), 3, self.heads, -1, height * width)
-        with torch.autocast(x.device.type, enabled=False):  # sums over all pixels: fp16 would overflow
-            query, key, value = triple.float().unbind(dim=1)  # each [B, heads, C/heads, pixels]
-            query, key = F.normalize(query, dim=-1), F.normalize(key, dim=-1)
-            attention = (query @ key.transpose(-2, -1) * self.temperature.float()).softmax(dim=-1)
-            attended = attention @ value
-        return self.leave(attended.reshape(x.shape).to(triple.dtype))
+        query, key, value = self.local(self.project(x)).chunk(3, dim=1)
+        return self.leave(_attend_channels(query, key, value, self.temperature))
 
 
 class SemanticExpert(nn.Module):
-    """What surrounds a pixel: a large depthwise field (5×5, then 7×7 at dilation 3) and the whole image's mean.
+    """What surrounds a pixel: a large depthwise field and the whole image's mean.
 
-    The large field is that of the visual attention network (Guo et al., 2022).
+    The field is 23×23: 3×3, then strips of 1×21 and 21×1 as in SegNeXt (Guo et al., 2022). A dilated 7×7 in place of
+    the strips reaches as far, and made the expert take more than twice the time.
     """
 
     def __init__(self, channels: int):
         super().__init__()
-        self.near = nn.Conv2d(channels, channels, 5, padding=2, groups=channels)
-        self.far = nn.Conv2d(channels, channels, 7, padding=9, dilation=3, groups=channels)
+        self.near = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+        self.far = nn.Sequential(
+            nn.Conv2d(channels, channels, (1, 21), padding=(0, 10), groups=channels),
+            nn.Conv2d(channels, channels, (21, 1), padding=(10, 0), groups=channels),
+        )
         self.context = nn.Linear(channels, channels)
         self.mix = _Mix(2 * channels, channels, hidden=channels + channels // 2)
 
@@ -158,11 +154,116 @@ class SemanticExpert(nn.Module):
         return self.mix(torch.cat([x, field + context[:, :, None, None].to(field.dtype)], dim=1))
 
 
-def _box_mean(x: Tensor, radius: int) -> Tensor:
-    """Mean over a (2·radius+1)² box, borders counted as they are. Separable: the cost grows with the radius."""
-    size = 2 * radius + 1
-    x = F.avg_pool2d(x, (size, 1), stride=1, padding=(radius, 0), count_include_pad=False)
-    return F.avg_pool2d(x, (1, size), stride=1, padding=(0, radius), count_include_pad=False)
+class PatchFrequencyExpert(nn.Module):
+    """A learned real gain for every frequency of 8×8 patches, and a gate that says where the filtered pattern counts.
+
+    The gated feed-forward of FFTformer (Kong et al., 2023): spectrum of each patch × gains, depthwise 3×3, and one
+    half of the channels gates the other by GELU. Where `FrequencyExpert` filters the whole image alike, here a pattern
+    is gated where it stands. Sizes that are no multiple of 8 are padded with their border and cropped again. Fewer
+    multiply-adds than in the other experts (about 3.1·C²), because its transforms take more time than they count.
+    """
+
+    patch = 8
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.enter = nn.Conv2d(channels, 2 * channels, 1)
+        # Around 1 with a spread, as in `FrequencyExpert`; [2C, 8, 5], the half spectrum of a patch.
+        self.gains = nn.Parameter(1 + 0.5 * torch.randn(2 * channels, self.patch, self.patch // 2 + 1))
+        self.local = nn.Conv2d(2 * channels, 2 * channels, 3, padding=1, groups=2 * channels)
+        self.norm = nn.GroupNorm(1, channels)
+        self.leave = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.local(self._filter(self.enter(x))).chunk(2, dim=1)
+        # Without the norm the product would grow as the square of x, and overflow fp16 at 256.
+        gate = F.gelu(self.norm(gate)).to(value.dtype)
+        return self.leave(gate * value)
+
+    def _filter(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        padded = F.pad(x, (0, -width % self.patch, 0, -height % self.patch), mode="replicate")
+        with torch.autocast(x.device.type, enabled=False):
+            patches = padded.float().unflatten(3, (-1, self.patch)).unflatten(2, (-1, self.patch))
+            # Along columns and rows in turn: rfft2 of so small a patch takes a fifth longer.
+            spectrum = torch.fft.fft(torch.fft.rfft(patches, dim=5, norm="ortho"), dim=3, norm="ortho")
+            spectrum = torch.fft.ifft(spectrum * self._symmetric_gains(), dim=3, norm="ortho")
+            patches = torch.fft.irfft(spectrum, n=self.patch, dim=5, norm="ortho")
+            filtered = patches.flatten(4, 5).flatten(2, 3)[..., :height, :width]
+        return filtered.to(x.dtype)
+
+    def _symmetric_gains(self) -> Tensor:
+        """The filter `[2C, 1, 8, 1, 5]`: opposite frequencies share their gain, as those of a real filter do.
+
+        In the half spectrum both of them stand in the first and the last column only; what an inverse transform
+        makes of a column that is not symmetric depends on the library.
+        """
+        gains = self.gains.float()
+        opposite = gains.flip(1).roll(1, dims=1)
+        columns = torch.arange(gains.shape[-1], device=gains.device)
+        return torch.where(columns % (self.patch // 2) == 0, (gains + opposite) / 2, gains)[:, None, :, None]
+
+
+class HybridExpert(nn.Module):
+    """Several cues at once: local pattern, deviation from the surroundings, what varies together, pooled context.
+
+    Channel attention relates the patterns (queries) to the deviations (keys) and needs no projections of its own; the
+    context is the image's mean and mean absolute deviation, added to every pixel's hidden layer.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.pattern = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+        self.temperature = nn.Parameter(torch.ones(_heads(channels), 1, 1))
+        self.context = nn.Linear(2 * channels, channels)
+        self.enter = nn.Conv2d(4 * channels, channels, 1)
+        self.leave = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pattern = self.pattern(x)
+        deviation = x - _box_means(x, levels=2)[-1]
+        attended = _attend_channels(pattern, deviation, x, self.temperature)
+        pooled = torch.cat([x, deviation.abs()], dim=1).float().mean(dim=(2, 3)).to(x.dtype)
+        hidden = self.enter(torch.cat([x, pattern, deviation, attended], dim=1))
+        return self.leave(F.gelu(hidden + self.context(pooled)[:, :, None, None].to(hidden.dtype)))
+
+
+def _heads(channels: int) -> int:
+    """About 32 channels per head, and as many in each: 104 channels have no three equal parts."""
+    return next(heads for heads in range(max(1, channels // 32), 0, -1) if channels % heads == 0)
+
+
+def _attend_channels(query: Tensor, key: Tensor, value: Tensor, temperature: Tensor) -> Tensor:
+    """Each channel of `value` `[B, C, H, W]` mixed with others of its head, as queries and keys vary together.
+
+    `temperature` is `[heads, 1, 1]`. The result has the shape of `value` and the dtype of `query`.
+    """
+    with torch.autocast(query.device.type, enabled=False):  # sums over all pixels: fp16 would overflow
+        query_rows, key_rows, value_rows = (
+            part.float().unflatten(1, (len(temperature), -1)).flatten(3) for part in (query, key, value)
+        )  # each [B, heads, C/heads, pixels]
+        query_rows, key_rows = F.normalize(query_rows, dim=-1), F.normalize(key_rows, dim=-1)
+        attention = (query_rows @ key_rows.transpose(-2, -1) * temperature.float()).softmax(dim=-1)
+        attended = attention @ value_rows
+    return attended.reshape(value.shape).to(query.dtype)
+
+
+def _box_means(x: Tensor, levels: int) -> list[Tensor]:
+    """Means over boxes of 3×3, 9×9, 27×27 … pixels.
+
+    Each is the mean of nine of the boxes before (at borders, of those that are centred inside), so that every level
+    costs nine multiply-adds however large its box. Average pooling costs as many as the box is wide: separable, the
+    largest box alone takes 2.5 times as long as all three do here.
+    """
+    channels = x.shape[1]
+    kernel, inside = x.new_full((channels, 1, 3, 3), 1 / 9), x.new_ones(1, 1, *x.shape[-2:])
+    means = []
+    for level in range(levels):
+        spacing = 3**level
+        total = F.conv2d(x, kernel, padding=spacing, dilation=spacing, groups=channels)
+        x = total / F.conv2d(inside, kernel[:1], padding=spacing, dilation=spacing)
+        means.append(x)
+    return means
 
 
 EXPERTS: dict[str, type[nn.Module]] = {
@@ -172,4 +273,6 @@ EXPERTS: dict[str, type[nn.Module]] = {
     "frequency": FrequencyExpert,
     "attention": AttentionExpert,
     "semantic": SemanticExpert,
+    "patch_frequency": PatchFrequencyExpert,
+    "hybrid": HybridExpert,
 }

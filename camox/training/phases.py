@@ -1,16 +1,25 @@
-"""Where in the run an epoch lies, and the part of the network that is trained there."""
+"""Where in the run an epoch lies, what is trained there, on which batches and at which rate."""
 
 from collections.abc import Sequence
 from typing import Any
 
+from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
-from camox.experiment import ResolvedPhase
+from camox.data.loading import TrainBatch, TrainSet, train_loader
+from camox.data.samples import Source
+from camox.data.sources import Subset
+from camox.experiment import Experiment, ResolvedPhase
+from camox.models.backbone import STRIDES
 from camox.models.camoxpert import CamoXpert
+from camox.training import schedule
+from camox.training.sampler import EpochBatches
+from camox.training.step import Controls
 
 
 class TrainingShell(nn.Module):
-    """A thin wrapper around the raw network, made anew at each phase.
+    """A thin wrapper around the raw network, made anew whenever other parts of it are frozen.
 
     Freezing changes which parameters have gradients. DDP fixes that set when it wraps a module, and
     Accelerate silently skips a module it has prepared before; a new shell around the same network is wrapped
@@ -27,15 +36,73 @@ class TrainingShell(nn.Module):
 
 def phase_of(epoch: int, phases: Sequence[ResolvedPhase]) -> ResolvedPhase:
     """The phase that `epoch`, counted from 0 over the whole run, belongs to."""
+    return _located(epoch, phases)[0]
+
+
+def frozen_stages(epoch: int, phases: Sequence[ResolvedPhase]) -> int:
+    """How many of the backbone's four stages, counted from the shallowest, are frozen in `epoch`.
+
+    A progressive phase of n epochs trains `⌈4·(i + 1) / n⌉` stages in its epoch i: one more joins after every quarter,
+    and the last epoch trains all, however short the phase.
+    """
+    phase, index = _located(epoch, phases)
+    if "backbone" in phase.freeze:
+        return len(STRIDES)
+    if phase.unfreeze == "all":
+        return 0
+    return len(STRIDES) - -(-len(STRIDES) * (index + 1) // phase.epochs)
+
+
+def _located(epoch: int, phases: Sequence[ResolvedPhase]) -> tuple[ResolvedPhase, int]:
+    """The phase of an epoch, and which of the phase's epochs it is."""
     assert epoch >= 0, epoch
-    last = 0
+    first = 0
     for phase in phases:
-        last += phase.epochs
-        if epoch < last:
-            return phase
+        if epoch < first + phase.epochs:
+            return phase, epoch - first
+        first += phase.epochs
     raise AssertionError(epoch)
 
 
-def apply_freeze(network: CamoXpert, phase: ResolvedPhase) -> None:
-    """Freezes what the phase freezes and nothing else."""
-    network.freeze_backbone("backbone" in phase.freeze)
+def phase_sampler(phase: ResolvedPhase, samples: int, seed: int, accelerator: Accelerator) -> EpochBatches:
+    """This rank's batches of the phase's size."""
+    return EpochBatches(samples, phase.batch_size, seed, accelerator.process_index, accelerator.num_processes)
+
+
+def phase_loader(
+    experiment: Experiment, phase: ResolvedPhase, source: Source | Subset, sampler: EpochBatches, pin_memory: bool
+) -> DataLoader[TrainBatch]:
+    """Training samples at the phase's image size, in the sampler's order."""
+    transforms = [transform.specification() for transform in experiment.data.augment]
+    dataset = TrainSet(source, phase.image_size, transforms, experiment.experiment.seed)
+    return train_loader(dataset, sampler, experiment.data.workers, pin_memory)
+
+
+def controls_at(position: float, experiment: Experiment, phase: ResolvedPhase, reductions: int) -> Controls:
+    """What the schedules set for the step that ends at `position`, in epochs.
+
+    Args:
+        reductions: how often a plateau has lowered the learning rate so far.
+    """
+    settings, moe = experiment.schedule, experiment.model.moe
+    if settings.name == "multistep":
+        reductions = schedule.milestones_passed(position, settings.milestones)
+    rate = schedule.learning_rate(
+        position,
+        experiment.epochs,
+        phase.lr,
+        settings.name,
+        settings.warmup_epochs,
+        settings.min_lr,
+        settings.gamma**reductions,
+    )
+    coefficient = 0.0
+    if moe.balance.kind != "none":
+        coefficient = schedule.balance_coefficient(
+            position, moe.balance.warmup_epochs, moe.balance.coefficient, moe.balance.coefficient_after_warmup
+        )
+    return Controls(
+        learning_rate=rate,
+        balance_coefficient=coefficient,
+        noise_share=schedule.noise_share(position, experiment.epochs, moe.router.noise_fraction),
+    )

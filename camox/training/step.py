@@ -18,7 +18,7 @@ from camox.stability.guards import SkippedSteps
 from camox.training.ema import WeightAverage
 from camox.training.meters import Meters
 from camox.training.optimization import GradientNorms, clip_gradients, set_learning_rate
-
+from camox.training.routing import routing_sums
 
 ROUTER_LOSSES = {
     "balance": "router/balance_loss",
@@ -106,7 +106,7 @@ class TrainingStep:
 
     def _loss(self, output: CamoXpertOutput, batch: TrainBatch, balance_coefficient: float) -> Tensor:
         objective = self.objective(output, batch.masks)
-        total, terms = objective.total, {}
+        total, terms = objective.total, dict[str, Tensor]()
         if self.network.learns_routing:
             loads = {stride: self.network.balance(stride).load for stride in output.routing}
             of_routing, terms = self.routing_objective(output.routing, loads, balance_coefficient)
@@ -154,13 +154,9 @@ class TrainingStep:
             "batches": torch.ones_like(iou[0]),
         }
         values |= losses
-        experts = len(self.network.expert_names)
         for stride, routing in output.routing.items():
-            chosen = nn.functional.one_hot(routing.selected, experts).sum(dim=1).float()
-            values[f"{stride}/counts"] = chosen.sum(dim=0)
-            values[f"{stride}/probabilities"] = routing.probabilities.sum(dim=0)
-            values[f"{stride}/entropy"] = torch.special.entr(routing.probabilities).sum()
-            values[f"{stride}/pairs"] = chosen.T @ chosen
+            sums = routing_sums(routing, self.network.config["logit_limit"])
+            values |= {f"{stride}/{name}": value for name, value in sums.items()}
         self.batch_meters.add(values)
 
     def _meter_step(self, norms: GradientNorms, taken: Tensor) -> None:

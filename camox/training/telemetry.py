@@ -13,14 +13,17 @@ Scores = dict[str, dict[str, Any]]
 """Summaries of an evaluator: "val" of the raw weights, "val_ema" of the averaged ones."""
 
 
-def training_values(batches: Sums, steps: Sums, experts: Sequence[str], strides: Sequence[int]) -> dict[str, float]:
+def training_values(
+    batches: Sums, steps: Sums, costs: Mapping[str, float], strides: Sequence[int], learned: bool = True
+) -> dict[str, float]:
     """Loss terms, gradient norms and routing of one interval.
 
     Args:
         batches: sums over all micro-batches of all ranks.
         steps: sums over optimizer steps, each rank having counted the same ones.
-        experts: names, in order.
-        strides: the scales that have a router.
+        costs: name → multiply-adds per pixel of each expert, in order.
+        strides: the scales that have experts.
+        learned: whether routers choose them.
     """
     count = batches["batches"]
     values = {
@@ -28,11 +31,12 @@ def training_values(batches: Sums, steps: Sums, experts: Sequence[str], strides:
         "train/iou": _ratio(batches["iou"], batches["images"]),
     }
     for name in batches:
-        if name.startswith("loss/") and name not in ("loss/loss", "loss/z_loss", "loss/balance"):
+        if name.startswith("loss/") and name != "loss/loss":
             values[f"train/{name}"] = _ratio(batches[name], count)
-    values["router/z_loss"] = _ratio(batches["loss/z_loss"], count)
+        elif name.startswith("router/"):
+            values[name] = _ratio(batches[name], count)
     values |= _gradient_values(steps)
-    values |= _routing_values(batches, experts, strides)
+    values |= _routing_values(batches, costs, strides, learned)
     return values
 
 
@@ -48,19 +52,16 @@ def _gradient_values(steps: Sums) -> dict[str, float]:
     return values
 
 
-def _routing_values(batches: Sums, experts: Sequence[str], strides: Sequence[int]) -> dict[str, float]:
+def _routing_values(
+    batches: Sums, costs: Mapping[str, float], strides: Sequence[int], learned: bool
+) -> dict[str, float]:
     values: dict[str, float] = {}
-    balances = []
     for stride in strides:
-        measures = routing_measures(
-            batches[f"{stride}/counts"],
-            batches[f"{stride}/probabilities"],
-            float(batches[f"{stride}/entropy"]),
-            batches[f"{stride}/pairs"],
-            experts,
-        )
+        prefix = f"{stride}/"
+        sums = {name.removeprefix(prefix): total for name, total in batches.items() if name.startswith(prefix)}
+        measures = routing_measures(sums, costs, learned)
         values |= {f"router/stride_{stride}/{name}": value for name, value in measures.items()}
-        balances.append(measures.get("load_balance", float("nan")))
+    balances = [value for name, value in values.items() if name.endswith("/load_balance")]
     if balances:
         values["router/load_balance"] = float(np.mean(balances))
     return values

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, set_seed
-from torch.utils.data import DataLoader
 
 from camox.checkpoints.store import (
     Checkpoint,
@@ -21,18 +20,19 @@ from camox.checkpoints.store import (
     set_pointer,
     write_checkpoint,
 )
-from camox.data.loading import EvalSet, TrainBatch, TrainSet, train_loader
+from camox.data.loading import EvalSet, TrainBatch
 from camox.data.sources import open_sources, open_training_sources
 from camox.errors import CheckpointError, DataError, TrainingStopped
 from camox.experiment import Experiment, ResolvedPhase
 from camox.inference.evaluation import evaluate
 from camox.losses.composite import SegmentationObjective
+from camox.models.backbone import STRIDES
+from camox.models.balance import RoutingObjective
 from camox.models.camoxpert import CamoXpert
 from camox.stability.guards import SkippedSteps
 from camox.tracking.console import Console, TrainingProgress
 from camox.tracking.events import EventLog
 from camox.tracking.trackers import JsonlTracker, Trackers, WandbTracker
-from camox.training import schedule
 from camox.training.announcement import announce
 from camox.training.ema import WeightAverage
 from camox.training.optimization import (
@@ -40,11 +40,20 @@ from camox.training.optimization import (
     load_optimizer_tensors,
     optimizer_tensors,
 )
-from camox.training.phases import TrainingShell, apply_freeze, phase_of
+from camox.training.phases import (
+    TrainingShell,
+    controls_at,
+    frozen_stages,
+    phase_loader,
+    phase_of,
+    phase_sampler,
+)
 from camox.training.processes import build_accelerator, once
 from camox.training.resume import better_weights, generator_states, load_into, restore_generators
+from camox.training.routing import RoutingWatch
 from camox.training.run_folder import RunFolder, outcome
 from camox.training.sampler import EpochBatches
+from camox.training.schedule import Plateau, warmup_factor
 from camox.training.step import Controls, TrainingStep
 from camox.training.telemetry import Clock, Scores, score_values, training_values
 from camox.training.validation import Validator
@@ -69,9 +78,11 @@ class Trainer:
         self.console = Console(active=self.accelerator.is_main_process)
         self.folder = RunFolder(experiment.run_folder)
         self.phase: ResolvedPhase | None = None
+        self.frozen_stages: int | None = None
         self.epoch = 0
         self.step = 0
         self.best: dict[str, Any] = {}
+        self.plateau = Plateau(experiment.checkpoints.monitor, experiment.schedule.patience)
 
     def run(self) -> None:
         """Trains from the first epoch, or from the checkpoint to resume, to the last."""
@@ -125,6 +136,7 @@ class Trainer:
         ema = experiment.ema
         self.average = WeightAverage(self.network, ema.decay, ema.warmup) if ema.enabled else None
         objective = SegmentationObjective(experiment.loss.plain())
+        balance = experiment.model.moe.balance
         self.skipped = SkippedSteps(
             experiment.stability.max_skipped_steps, experiment.precision.min_scale, accelerator.device
         )
@@ -135,10 +147,11 @@ class Trainer:
             objective,
             self.average,
             self.skipped,
-            experiment.model.moe.balance.z_loss,
+            RoutingObjective(balance.kind, balance.z_loss, balance.entropy, balance.mutual_information),
             experiment.optimizer.clip,
             experiment.optimizer.router_clip,
         )
+        self.routing = RoutingWatch(self.network)
         self.validator = Validator(
             accelerator,
             EvalSet(self.held_out, data.image_size),
@@ -188,34 +201,36 @@ class Trainer:
                 phase = phase_of(self.epoch, self.phases)
                 if phase is not self.phase:
                     self._enter(phase)
+                self._freeze(frozen_stages(self.epoch, self.phases))
                 self._train_epoch(phase, progress)
                 self._agree_on_statistics()
                 self.epoch += 1
                 scores = self._validate() if self._due(self.experiment.validation.every_epochs) else None
+                self._follow(scores)
                 self._save(scores)
 
     def _enter(self, phase: ResolvedPhase) -> None:
-        """Sets up a phase: what is frozen, a fresh wrapper for the ranks, a loader with its sizes."""
+        """Sets up a phase: a loader with its sizes."""
         self.phase = phase
-        # Drops the last phase's wrapper; the optimizer, the average and the network itself stay.
+        self.sampler = self._sampler(phase)
+        pin = self.accelerator.device.type == "cuda"
+        self.loader = phase_loader(self.experiment, phase, self.train_source, self.sampler, pin)
+
+    def _freeze(self, stages: int) -> None:
+        """Freezes that many of the backbone's stages, and wraps the network afresh for the ranks where that changes."""
+        if stages == self.frozen_stages:
+            return
+        self.frozen_stages = stages
+        # Drops the last wrapper; the optimizer, the average and the network itself stay.
         self.accelerator.free_memory()
-        apply_freeze(self.network, phase)
+        self.network.freeze_backbone(stages)
         self.network.train()
         # A 1×1 or depthwise kernel has the same order in memory under two kinds of strides; DDP doubts it at length.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         # Not moved again: to Accelerate a CPU is "cpu:0", and what holds the network's tensors (average, guards of
         # norm statistics) would be left with copies that nobody trains.
         self.shell = self.accelerator.prepare(TrainingShell(self.network), device_placement=[False])
-        data = self.experiment.data
-        self.sampler = self._sampler(phase)
-        dataset = TrainSet(
-            self.train_source,
-            phase.image_size,
-            [transform.specification() for transform in data.augment],
-            self.experiment.experiment.seed,
-        )
-        pin = self.accelerator.device.type == "cuda"
-        self.loader: DataLoader[TrainBatch] = train_loader(dataset, self.sampler, data.workers, pin)
+        self._event("frozen", f"{stages} of the backbone's {len(STRIDES)} stages are frozen", severity="info")
 
     def _train_epoch(self, phase: ResolvedPhase, progress: TrainingProgress) -> None:
         self.sampler.set_position(self.epoch)
@@ -226,7 +241,7 @@ class Trainer:
         batches = iter(self.loader)
         for number in range(steps):
             position = self.epoch + (number + 1) / steps
-            controls = self._controls(phase, position)
+            controls = controls_at(position, self.experiment, phase, self.plateau.reductions)
             with clock.waiting():
                 window = list(self._window(batches, phase.accumulate))
             self.training_step(self.shell, window, controls)
@@ -256,23 +271,6 @@ class Trainer:
                 raise DataError(f"{batch.problems[0]}; training stopped, finished checkpoints are intact")
             yield batch.to(self.accelerator.device, non_blocking=True)
 
-    def _controls(self, phase: ResolvedPhase, position: float) -> Controls:
-        settings, total = self.experiment.schedule, self.experiment.epochs
-        moe = self.experiment.model.moe
-        balance = moe.balance
-        coefficient = 0.0
-        if balance.kind != "none":
-            coefficient = schedule.balance_coefficient(
-                position, balance.warmup_epochs, balance.coefficient, balance.coefficient_after_warmup
-            )
-        return Controls(
-            learning_rate=schedule.learning_rate(
-                position, total, phase.lr, settings.name, settings.warmup_epochs, settings.min_lr
-            ),
-            balance_coefficient=coefficient,
-            noise_share=schedule.noise_share(position, total, moe.router.noise_fraction),
-        )
-
     def _values(self, phase: ResolvedPhase, controls: Controls, position: float, clock: Clock) -> dict[str, Any]:
         """Reads the meters of the interval that ends here; between logged steps nothing waits for the device."""
         step = self.training_step
@@ -280,19 +278,21 @@ class Trainer:
         steps = step.step_meters.read(lambda sums: sums)
         skipped, scale = self._watch_skips()
         network = self.network
-        values: dict[str, Any] = training_values(batches, steps, network.expert_names, network.scales)
+        values: dict[str, Any] = training_values(
+            batches, steps, self.routing.costs, network.scales, network.learns_routing
+        )
         seconds, waited = clock.lap()
         values |= {
             "train/images_per_second": float(batches["images"]) / seconds,
             "train/data_wait": waited / seconds,
             "train/effective_batch": phase.batch_size * phase.accumulate * self.accelerator.num_processes,
-            "router/warmup_factor": schedule.warmup_factor(position, self.experiment.model.moe.balance.warmup_epochs),
+            "router/warmup_factor": warmup_factor(position, self.experiment.model.moe.balance.warmup_epochs),
             "router/coefficient": controls.balance_coefficient,
             "amp/skipped_steps": skipped,
             "stability/skipped_batches": skipped,
         }
         values |= {f"lr/{group['name']}": group["lr"] for group in self.optimizer.param_groups}
-        for stride in network.scales:
+        for stride in network.scales if network.learns_routing else ():
             values[f"router/stride_{stride}/bias_max"] = network.balance(stride).bias.abs().max().item()
         if scale is not None:
             values["amp/scale"] = scale
@@ -320,15 +320,28 @@ class Trainer:
     def _validate(self) -> Scores:
         """Scores raw and averaged weights on the held-out part."""
         try:
-            scores = {"val": self.validator.score(self.network)}
+            summary, routed = self.validator.score(self.network)
+            scores = {"val": summary}
             if self.average is not None:
-                scores["val_ema"] = self.validator.score(self.average.model)
+                scores["val_ema"], _ = self.validator.score(self.average.model)
         except CheckpointError as error:  # the weights, or what fp16 makes of them, are not finite
             raise self._stop("validation", str(error)) from error
         self.console.validation(scores["val"], scores.get("val_ema"), epoch=self.epoch, step=self.step)
         assert self.phase is not None
-        self.trackers.log(score_values(scores), step=self.step, epoch=self.epoch - 1, phase=self.phase.name)
+        values, collapses = self.routing.evaluate(routed)
+        values |= score_values(scores)
+        self.trackers.log(values, step=self.step, epoch=self.epoch - 1, phase=self.phase.name)
+        for collapse in collapses:
+            self._event("router_collapse", collapse.message, details=collapse.details)
         return scores
+
+    def _follow(self, scores: Scores | None) -> None:
+        """Lowers the rate of a "plateau" schedule where the monitored measure has stopped improving."""
+        settings, monitor = self.experiment.schedule, self.experiment.checkpoints.monitor
+        if settings.name == "plateau" and scores and self.plateau.observe(better_weights(scores, monitor)[1]):
+            text = f"no new best {monitor} in {settings.patience} validations: the learning rate × {settings.gamma:g}"
+            self.console.notice(text)
+            self._event("plateau", text, severity="info")
 
     def _save(self, scores: Scores | None) -> None:
         """Saves when due or better than ever; what holds NaN never becomes a checkpoint."""
@@ -387,9 +400,11 @@ class Trainer:
             "batch": 0,
             "attempt": 0,
             "best": self.best,
+            "schedule": self.plateau.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
             "guards": {"skipped_steps": self.skipped.state_dict()},
             "ema_updates": None if self.average is None else self.average.updates.item(),
+            "routing": self.routing.state_dict(),
             "ranks": self.accelerator.num_processes,
             "image_size": self.experiment.data.image_size,
         }
@@ -405,9 +420,13 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.skipped.load_state_dict(state["guards"]["skipped_steps"])
         self.step, self.epoch, self.best = state["step"], state["epoch"], state["best"]
+        if "schedule" in state:  # not in checkpoints from before there was a plateau to remember
+            self.plateau.load_state_dict(state["schedule"])
         restore_generators(checkpoint, self.accelerator.process_index, self.accelerator.num_processes)
         if path not in list_checkpoints(self.folder.path):
             self.best = {}  # of another folder: there is nothing here yet to be better than
+        else:
+            self.routing.load_state_dict(state.get("routing", {}))
         best = f"epoch_{self.best['epoch']:04d}" if self.best else None
         once(self.accelerator, lambda: self.folder.go_on_from(path, best))
 
@@ -468,13 +487,7 @@ class Trainer:
             self.console.warning(message)
 
     def _sampler(self, phase: ResolvedPhase) -> EpochBatches:
-        return EpochBatches(
-            len(self.train_source),
-            phase.batch_size,
-            self.experiment.experiment.seed,
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
-        )
+        return phase_sampler(phase, len(self.train_source), self.experiment.experiment.seed, self.accelerator)
 
     def _steps_in(self, phase: ResolvedPhase) -> int:
         """Optimizer steps in one epoch of a phase."""

@@ -13,8 +13,10 @@ from camox.errors import CamoxError
 from camox.inference.evaluation import evaluate_model
 from camox.losses.composite import SegmentationObjective
 from camox.measures.evaluator import Evaluator
+from camox.measures.routing import RoutedImages
 from camox.models.camoxpert import CamoXpert, CamoXpertOutput
 from camox.training.processes import fail_together
+from camox.training.routing import routed_images
 
 
 class Validator:
@@ -39,11 +41,24 @@ class Validator:
         shard = range(accelerator.process_index, len(dataset), accelerator.num_processes)
         self._loader = eval_loader(dataset, shard, batch_size, workers, accelerator.device.type == "cuda")
 
-    def score(self, network: CamoXpert) -> dict[str, Any]:
-        """The evaluator's summary and the mean loss per image under "loss", the same on every rank."""
+    def score(self, network: CamoXpert) -> tuple[dict[str, Any], dict[int, RoutedImages]]:
+        """The evaluator's summary with the mean loss per image under "loss", and stride → what that scale's router
+        decided for every image; the same on every rank."""
         evaluator = Evaluator("camox", self.measures)
         losses: list[tuple[int, float, int]] = []
+        routed: list[dict[int, RoutedImages]] = []
         failure = None
+
+        def observe(output: CamoXpertOutput, batch: EvalBatch) -> None:
+            losses.append(self._loss(output, batch))
+            limit = network.config["logit_limit"]
+            routed.append(
+                {
+                    stride: routed_images(routing, limit, batch.indices, batch.groups)
+                    for stride, routing in output.routing.items()
+                }
+            )
+
         try:
             evaluate_model(
                 network,
@@ -51,19 +66,23 @@ class Validator:
                 evaluator,
                 self.accelerator.device,
                 autocast=self.accelerator.autocast,
-                observe=lambda output, batch: losses.append(self._loss(output, batch)),
+                observe=observe,
             )
         except CamoxError as error:
             failure = error
         fail_together(failure)
         # One gather of plain per-image results; tensors would need equal counts on all ranks.
-        everything = gather_object([(evaluator.results, losses)])
+        everything = gather_object([(evaluator.results, losses, routed)])
         whole = Evaluator("camox", self.measures)
-        for results, _ in everything:
+        for results, *_ in everything:
             whole.extend(results)
-        weighted = sorted(entry for _, of_rank in everything for entry in of_rank)
+        weighted = sorted(entry for _, of_rank, _ in everything for entry in of_rank)
         images = sum(count for *_, count in weighted)
-        return {**whole.summary(), "loss": sum(loss * count for _, loss, count in weighted) / images}
+        summary = {**whole.summary(), "loss": sum(loss * count for _, loss, count in weighted) / images}
+        batches = [of_batch for *_, of_rank in everything for of_batch in of_rank]
+        return summary, {
+            stride: RoutedImages.joined([of_batch[stride] for of_batch in batches]) for stride in network.scales
+        }
 
     def _loss(self, output: CamoXpertOutput, batch: EvalBatch) -> tuple[int, float, int]:
         size = batch.images.shape[-1]

@@ -33,6 +33,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     experiment = folder / "tiny.toml"
     # One image per rank and batch: 2 of 6 experts are busy on a rank, at least 4 are idle there.
     text = TINY_EXPERIMENT.replace("batch_size = 4", "batch_size = 1").replace("image_size = 32", "image_size = 64")
+    text = text.replace('name = "full"\nepochs = 1', 'name = "full"\nepochs = 2\nunfreeze = "progressive"')
     experiment.write_text(text.replace("lr = 1e-3", "lr = 1e-3\naccumulate = 3"))
     done = launch(str(ROOT / "tests/distributed/two_ranks.py"), str(experiment), str(folder))
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
@@ -45,9 +46,10 @@ def test_both_ranks_have_the_same_weights_after_every_step(report):
         assert ours["weights"] == theirs["weights"], f"step {number}"
 
 
-def test_the_run_crosses_the_phase_change_and_goes_on_learning(report):
+def test_the_run_unfreezes_the_backbone_in_two_strides_and_goes_on_learning(report):
     frozen = [step["frozen"] for step in report["steps"]]
-    assert frozen == [True] * (len(frozen) // 2) + [False] * (len(frozen) // 2)
+    epoch = len(frozen) // 3
+    assert frozen == [4] * epoch + [2] * epoch + [0] * epoch
     weights = [step["ranks"][0]["weights"] for step in report["steps"]]
     assert all(before != after for before, after in itertools.pairwise(weights))
 
@@ -63,20 +65,27 @@ def test_the_average_follows_the_weights(report):
 
 
 def test_ranks_validate_the_same_model_with_its_running_statistics(report):
-    assert len(report["validated"]) == 4  # raw and averaged weights after each of two epochs
+    assert len(report["validated"]) == 6  # raw and averaged weights after each of three epochs
     assert all(ours == theirs for ours, theirs in report["validated"])
 
 
+def test_ranks_see_the_same_scores(report):
+    """What follows from them, a new best or a lower rate, is then decided alike."""
+    assert len(report["scores"]) == 6
+    assert all(ours == theirs for ours, theirs in report["scores"])
+
+
 def test_ranks_train_on_different_samples_and_share_the_epoch(report):
-    half = len(report["steps"]) // 2
-    for epoch in (report["steps"][:half], report["steps"][half:]):
+    steps = len(report["steps"]) // 3
+    for first in range(0, 3 * steps, steps):
+        epoch = report["steps"][first : first + steps]
         seen = [index for step in epoch for rank in step["ranks"] for index in rank["indices"]]
         assert len(seen) == len(set(seen)) == 8
 
 
 def test_one_run_was_wrapped_for_two_ranks_and_saved_once(report):
     assert report["wrapper"] == "DistributedDataParallel"
-    checkpoint = Path(report["run"], "checkpoints", "epoch_0002")
+    checkpoint = Path(report["run"], "checkpoints", "epoch_0003")
     assert {file.name for file in checkpoint.glob("rng_*")} == {"rng_0.safetensors", "rng_1.safetensors"}
 
 

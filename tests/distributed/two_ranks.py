@@ -23,6 +23,7 @@ def main(experiment_file: str, output: str) -> None:
     idle: list[int] = []
     validated: list[list[float]] = []
     averages: list[float] = []
+    scores: list[Any] = []
     take, choices, score = TrainingStep.__call__, TrainingStep._choices, Validator.score
 
     def count_idle(step: TrainingStep, output: Any) -> torch.Tensor:
@@ -42,18 +43,21 @@ def main(experiment_file: str, output: str) -> None:
         # What the step watches must be the network's own tensors, not copies that a move left behind.
         live = {id(buffer) for buffer in step.network.buffers()}
         assert all(id(buffer) in live for buffer in step._norm_statistics)
-        steps.append({"ranks": gather_object([ours]), "frozen": step.network.backbone_frozen})
+        steps.append({"ranks": gather_object([ours]), "frozen": step.network.backbone.frozen_stages})
 
     def score_and_compare(validator: Validator, network: Any) -> Any:
         validated.append(gather_object([sum(t.double().sum().item() for t in network.state_dict().values())]))
-        return score(validator, network)
+        result = score(validator, network)
+        scores.append(gather_object([result[0]]))
+        return result
 
     TrainingStep.__call__, TrainingStep._choices = take_and_compare, count_idle  # type: ignore[assignment]
     Validator.score = score_and_compare  # type: ignore[method-assign]
     trainer = Trainer(Experiment.load(experiment_file, output=output))
     trainer.run()
     if trainer.accelerator.is_main_process:
-        report = {"steps": steps, "validated": validated, "averages": averages, "wrapper": type(trainer.shell).__name__}
+        report = {"steps": steps, "validated": validated, "averages": averages, "scores": scores}
+        report["wrapper"] = type(trainer.shell).__name__
         Path(output, "report.json").write_text(json.dumps(report))
 
 

@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 
 from camox.losses.boundary import boundary_band
-from camox.losses.composite import TERMS, SegmentationObjective
-from camox.losses.segmentation import difficulty_weight, structure_loss
+from camox.losses.composite import FINAL_TERMS, TERMS, SegmentationObjective
+from camox.losses.segmentation import balanced_bce, difficulty_weight, structure_loss
 
 WEIGHTS = {"structure": 1.0, "boundary": 0.5, "uncertainty": 0.1, "search": 0.3, "deep": 0.5, "refinement": 0.5}
+ALL = {name: 1 + 0.1 * number for number, name in enumerate(TERMS)}
 
 
 @dataclass
@@ -67,11 +68,12 @@ def certain(mask):
     )
 
 
-def test_the_total_is_the_weighted_mean_of_the_terms():
-    objective = SegmentationObjective(WEIGHTS)(maps(), blob())
-    assert set(objective.terms) == set(TERMS)
-    weighted = torch.stack([WEIGHTS[name] * value for name, value in objective.terms.items()])
-    assert torch.allclose(objective.total, weighted.sum() / sum(WEIGHTS.values()))
+@pytest.mark.parametrize("weights", [WEIGHTS, ALL])
+def test_the_total_is_the_weighted_mean_of_the_terms(weights):
+    objective = SegmentationObjective(weights)(maps(), blob())
+    assert set(objective.terms) == set(weights)
+    weighted = torch.stack([weights[name] * value for name, value in objective.terms.items()])
+    assert torch.allclose(objective.total, weighted.sum() / sum(weights.values()))
     assert all(value.shape == () and value.dtype == torch.float32 for value in objective.terms.values())
 
 
@@ -96,7 +98,7 @@ def test_every_map_gets_a_gradient():
 
 @pytest.mark.parametrize("size", [(64, 64), (64, 96), (101, 77), (17, 33), (1, 1)])
 def test_any_size_has_finite_terms(size):
-    objective = SegmentationObjective(WEIGHTS)(maps(*size), blob(*size))
+    objective = SegmentationObjective(ALL)(maps(*size), blob(*size))
     assert all(value.isfinite() for value in objective.terms.values())
 
 
@@ -129,6 +131,21 @@ def test_deep_is_the_mean_over_its_heads():
         alone.append(SegmentationObjective({"deep": 1.0})(one, mask).total)
     together = SegmentationObjective({"deep": 1.0})(output, mask).total
     assert torch.allclose(together, torch.stack(alone).mean())
+
+
+def test_the_foreground_is_read_from_the_map_that_reverse_attention_reads():
+    mask, output = blob(), maps()
+    expected = balanced_bce(output.deep[-1], F.avg_pool2d(mask, 4)).mean()
+    assert torch.allclose(SegmentationObjective({"foreground": 1.0})(output, mask).total, expected)
+    SegmentationObjective({"foreground": 1.0})(output, mask).total.backward()
+    assert [leaf is output.deep[-1] for leaf in output.leaves() if leaf.grad is not None] == [True]
+
+
+@pytest.mark.parametrize("name", FINAL_TERMS)
+def test_terms_for_the_final_logits_read_nothing_else(name):
+    output = maps()
+    SegmentationObjective({name: 1.0})(output, blob()).total.backward()
+    assert [leaf is output.logits for leaf in output.leaves() if leaf.grad is not None] == [True]
 
 
 def test_without_refinement_steps_the_last_head_stands_for_them():
@@ -181,7 +198,7 @@ def test_half_precision_of_large_magnitude_has_finite_values_and_gradients(dtype
     output = maps(dtype=dtype, scale=1e4)
     mask = torch.zeros(2, 1, 64, 64, dtype=torch.uint8) if empty else blob().to(torch.uint8)
     with torch.autocast("cpu", dtype=dtype):
-        objective = SegmentationObjective(WEIGHTS)(output, mask)
+        objective = SegmentationObjective(ALL)(output, mask)
     assert objective.total.dtype == torch.float32
     assert objective.total.isfinite()
     objective.total.backward()
@@ -189,9 +206,9 @@ def test_half_precision_of_large_magnitude_has_finite_values_and_gradients(dtype
 
 
 def test_autocast_changes_nothing():
-    plain = SegmentationObjective(WEIGHTS)(maps(), blob()).total
+    plain = SegmentationObjective(ALL)(maps(), blob()).total
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(SegmentationObjective(WEIGHTS)(maps(), blob()).total, plain)
+        assert torch.equal(SegmentationObjective(ALL)(maps(), blob()).total, plain)
 
 
 def test_a_part_too_thin_for_the_head_still_has_a_boundary():

@@ -144,3 +144,110 @@ def test_checkpointing_really_drops_activations():
         return sum(tensor.nbytes for pointer, tensor in tensors.items() if pointer not in parameters)
 
     assert saved_bytes(True) < 0.8 * saved_bytes(False)  # the stem keeps its own
+
+
+BACKBONES = ["resnet10t", "edgenext_xx_small", "efficientnet_b0", "pvt_v2_b0"]
+
+
+def steps_of(backbone, count, steps=2):
+    """Trains with `count` frozen stages and gives the names of what has a gradient."""
+    backbone.freeze_stages(count)
+    optimizer = torch.optim.SGD(backbone.parameters(), lr=0.1, weight_decay=0.1)
+    for seed in range(steps):
+        optimizer.zero_grad()
+        images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
+        loss = torch.stack([feature.square().mean() for feature in backbone(images)]).sum()
+        if loss.requires_grad:
+            loss.backward()
+        optimizer.step()
+    return {name for name, parameter in backbone.named_parameters() if parameter.grad is not None}
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_each_stage_leads_from_one_map_to_the_next(name):
+    """Changing a stage's weights changes its own map and none before."""
+    torch.manual_seed(0)
+    backbone = Backbone(name).eval()
+    images = torch.rand(1, 3, 64, 64)
+    before = backbone(images)
+    members = [id(parameter) for stage in backbone._stages() for parameter in stage]
+    assert sorted(members) == sorted(id(parameter) for parameter in backbone.parameters())
+    for index, stage in enumerate(backbone._stages()):
+        kept = [parameter.detach().clone() for parameter in stage]
+        with torch.no_grad():
+            for parameter in stage:
+                parameter.mul_(1.5)
+        equal = [torch.equal(ours, theirs) for ours, theirs in zip(backbone(images), before, strict=True)]
+        assert equal == [True] * index + [False] * (4 - index)
+        with torch.no_grad():
+            for parameter, value in zip(stage, kept, strict=True):
+                parameter.copy_(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [*((name, count) for name in BACKBONES[:2] for count in range(5)), *((name, 2) for name in BACKBONES[2:])],
+)
+def test_frozen_stages_keep_every_bit_and_the_others_are_trained(name, count):
+    torch.manual_seed(0)
+    backbone = Backbone(name).train()
+    before = {key: tensor.clone() for key, tensor in backbone.state_dict().items()}
+    backbone.freeze_stages(count)
+    backbone.train()
+    with_gradient = steps_of(backbone, count)
+    changed = {key for key, tensor in backbone.state_dict().items() if not torch.equal(tensor, before[key])}
+    names = {id(parameter): key for key, parameter in backbone.named_parameters()}
+    frozen = {key for key, parameter in backbone.named_parameters() if not parameter.requires_grad}
+    backbone.freeze_stages(0)
+    expected = {names[id(parameter)] for stage in backbone._stages()[:count] for parameter in stage}
+    assert frozen == expected
+    assert with_gradient == set(names.values()) - frozen
+    assert with_gradient <= changed
+    for key in changed - with_gradient:  # norm statistics, and those of trained norms alone
+        assert key.rpartition(".")[0] + ".weight" in with_gradient, key
+    assert any("running" in key for key in changed) == (count < 4 and any("running" in key for key in before))
+
+
+def test_freezing_stages_drops_their_activations_and_leaves_the_maps_alone():
+    backbone = Backbone("resnet10t").eval()
+    images = torch.rand(1, 3, 64, 64)
+    free = backbone(images)
+    backbone.freeze_stages(2)
+    frozen = backbone(images)
+    assert [feature.requires_grad for feature in frozen] == [False, False, True, True]
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(frozen, free, strict=True))
+
+
+def test_freezing_stages_is_undone_and_changes_neither_mode_nor_random_stream_nor_statistics():
+    backbone = Backbone("resnet10t").train()
+    state = torch.get_rng_state()
+    before = {key: tensor.clone() for key, tensor in backbone.state_dict().items()}
+    for count in (3, 1, 4, 2, 0):
+        backbone.freeze_stages(count)
+        assert backbone.training
+        assert backbone.frozen_stages == count
+    assert all(module.training for module in backbone.modules())
+    assert all(parameter.requires_grad for parameter in backbone.parameters())
+    backbone.eval().freeze_stages(2)
+    assert not any(module.training for module in backbone.modules())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in backbone.state_dict().items())
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_checkpointed_gradients_reach_every_stage_that_is_trained(count):
+    def gradients(checkpointing):
+        torch.manual_seed(0)
+        backbone = Backbone("edgenext_xx_small").train()
+        if checkpointing:
+            backbone.checkpoint_gradients()
+        backbone.freeze_stages(count)
+        images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+        sum(feature.square().mean() for feature in backbone(images)).backward()
+        return {name: parameter.grad for name, parameter in backbone.named_parameters()}
+
+    plain, checkpointed = gradients(False), gradients(True)
+    assert any(gradient is not None for gradient in plain.values())
+    for name, gradient in plain.items():
+        assert (gradient is None) == (checkpointed[name] is None), name
+        assert gradient is None or torch.equal(gradient, checkpointed[name]), name

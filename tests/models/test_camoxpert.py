@@ -64,7 +64,7 @@ def test_every_parameter_has_a_gradient_in_every_shape_of_network(build, images,
 
 def test_a_frozen_backbone_has_no_graph_no_gradient_and_keeps_its_statistics(build, images):
     network = build().train()
-    network.freeze_backbone(True)
+    network.freeze_backbone(4)
     before = {name: b.clone() for name, b in network.backbone.named_buffers()}
     caught = []
     network.backbone.register_forward_hook(lambda *call: caught.extend(call[2]))
@@ -80,8 +80,8 @@ def test_a_frozen_backbone_has_no_graph_no_gradient_and_keeps_its_statistics(bui
 
 def test_an_unfrozen_backbone_trains_again(build, images):
     network = build().train()
-    network.freeze_backbone(True)
-    network.freeze_backbone(False)
+    network.freeze_backbone(4)
+    network.freeze_backbone(0)
     before = network.backbone.network.bn1.running_mean.clone()
     task_loss(network, images()).backward()
     assert all(p.grad is not None for p in network.backbone.parameters())

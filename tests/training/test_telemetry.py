@@ -7,15 +7,15 @@ import pytest
 
 from camox.training.telemetry import Clock, score_values, training_values
 
-EXPERTS = ("texture", "edge", "contrast")
+COSTS = {"texture": 1.0, "edge": 1.0, "contrast": 2.0}
 
 
 def batch_sums(**changes: object) -> dict[str, np.ndarray]:
     """Of 2 micro-batches with 8 images in all."""
     sums: dict[str, object] = {
-        "images": 8.0, "iou": 4.0, "batches": 2.0, "loss/loss": 3.0, "loss/balance": 1.0, "loss/z_loss": 0.5,
+        "images": 8.0, "iou": 4.0, "batches": 2.0, "loss/loss": 3.0, "router/balance_loss": 1.0, "router/z_loss": 0.5,
         "loss/structure": 2.0, "4/counts": [8.0, 4.0, 4.0], "4/probabilities": [4.0, 2.0, 2.0], "4/entropy": 8.0,
-        "4/pairs": [[8.0, 4.0, 4.0], [4.0, 4.0, 0.0], [4.0, 0.0, 4.0]],
+        "4/pairs": [[8.0, 4.0, 4.0], [4.0, 4.0, 0.0], [4.0, 0.0, 4.0]], "4/decisions": 8.0, "4/saturated": 2.0,
     }  # fmt: skip
     return {name: np.array(value, float) for name, value in (sums | changes).items()}
 
@@ -33,7 +33,7 @@ def step_sums(taken: float = 2.0) -> dict[str, np.ndarray]:
 
 
 def test_means_over_batches_images_and_taken_steps():
-    values = training_values(batch_sums(), step_sums(), EXPERTS, [4])
+    values = training_values(batch_sums(), step_sums(), COSTS, [4])
     assert values["train/loss"] == 1.5
     assert values["train/loss/structure"] == 1.0
     assert values["train/iou"] == 0.5
@@ -42,19 +42,27 @@ def test_means_over_batches_images_and_taken_steps():
     assert values["grad_norm/clipped/router"] == 0.5
     assert values["amp/skip_rate"] == 0.0
     assert values["router/load_balance"] == values["router/stride_4/load_balance"]
+    assert values["router/stride_4/saturation"] == 0.25
+    assert values["router/stride_4/usage/texture"] == 0.5
+    assert values["router/stride_4/cost/contrast"] == 0.4  # 2 · 4 of 1 · 8 + 1 · 4 + 2 · 4
     assert "train/loss/balance" not in values
 
 
+def test_experts_that_no_router_chose_have_no_load_balance():
+    assert "router/load_balance" not in training_values(batch_sums(), step_sums(), COSTS, [4], learned=False)
+    assert "router/load_balance" not in training_values(batch_sums(), step_sums(), COSTS, [])
+
+
 def test_norms_are_means_over_taken_steps_only():
-    values = training_values(batch_sums(), step_sums(taken=1.0), EXPERTS, [4])
+    values = training_values(batch_sums(), step_sums(taken=1.0), COSTS, [4])
     assert values["grad_norm/total"] == 3.0
     assert values["amp/skip_rate"] == 0.5
-    assert "grad_norm/total" not in training_values(batch_sums(), step_sums(taken=0.0), EXPERTS, [4])
+    assert "grad_norm/total" not in training_values(batch_sums(), step_sums(taken=0.0), COSTS, [4])
 
 
 def test_a_loss_that_is_not_finite_is_not_hidden():
     nan = {"loss/loss": np.nan, "4/probabilities": [np.nan] * 3}
-    values = training_values(batch_sums(**nan), step_sums(), EXPERTS, [4])
+    values = training_values(batch_sums(**nan), step_sums(), COSTS, [4])
     assert np.isnan(values["train/loss"])
 
 

@@ -1,5 +1,6 @@
 """Whole runs of a tiny experiment: repeated, resumed, stopped, and what they leave behind."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ def rows(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+EMPTY: dict[str, Any] = {"groups": {}, "empty": {"count": 0}}
 TIMES = {"train/images_per_second", "train/data_wait", "checkpoint/seconds", "checkpoint/blocked_seconds"}
 
 
@@ -76,11 +78,36 @@ def test_the_names_of_the_contract_are_logged(tiny_experiment):
         *(f"val/{name}" for name in ("iou", "mae", "loss")), *(f"val_ema/{name}" for name in ("iou", "mae", "loss")),
         "stability/skipped_batches", "checkpoint/seconds", "checkpoint/blocked_seconds", *terms,
     }  # fmt: skip
-    of_scale = {"load_balance", "dead", "max_violation", "entropy", "mutual_information", "pair_share", "bias_max"}
+    measured = {
+        "load_balance", "dead", "starved", "max_violation", "cv", "entropy", "marginal_entropy", "conditional_entropy",
+        "mutual_information", "pair_share", "saturation", *(f"usage/{expert}" for expert in ("texture", "semantic")),
+        *(f"cost/{expert}" for expert in ("texture", "semantic")),
+    }  # fmt: skip
     for stride in (4, 8, 16, 32):
-        expected |= {f"router/stride_{stride}/{name}" for name in of_scale}
-        expected |= {f"router/stride_{stride}/usage/{expert}" for expert in ("texture", "edge", "semantic")}
+        expected |= {f"router/stride_{stride}/{name}" for name in measured | {"bias_max"}}
+        expected |= {f"val/router/stride_{stride}/{name}" for name in measured | {"kind_information", "churn"}}
+    expected |= {"val/router/collapsed"}
     assert expected <= names, sorted(expected - names)
+
+
+@pytest.mark.parametrize(
+    ("override", "learns_routing"),
+    [
+        ("model.moe.mode=dense", True),
+        ("model.moe.mode=static", False),
+        ("model.moe.mode=random", False),
+        ("model.moe.scales=[]", False),
+        ("model.moe.granularity=2", True),
+        ("model.moe.balance.kind=switch", True),
+    ],
+)
+def test_every_kind_of_mixture_trains_logs_its_routing_and_repeats(tiny_experiment, tmp_path, override, learns_routing):
+    first, second = (train(tiny_experiment(override, output=tmp_path / name)) for name in "ab")
+    assert numbers(first) == numbers(second)
+    assert [bits(path) for path in list_checkpoints(first)] == [bits(path) for path in list_checkpoints(second)]
+    names = {name for row in rows(first) for name in row}
+    assert ("router/z_loss" in names) == learns_routing
+    assert ("lr/router" in names) == learns_routing
 
 
 def test_the_frozen_phase_leaves_the_backbone_alone_and_the_full_one_trains_it(tiny_experiment):
@@ -117,6 +144,12 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tiny_experiment, tmp
     overrides = ("phases.full.epochs=2", f"data.workers={after - 1}")
     whole = train(tiny_experiment(*overrides, output=tmp_path / "whole"), fp16=fp16)
     experiment = tiny_experiment(*overrides, output=tmp_path / "parts")
+    run = interrupted_and_resumed(experiment, after, monkeypatch, fp16)
+    assert_same_run(run, whole)
+
+
+def interrupted_and_resumed(experiment: Any, after: int, monkeypatch: Any, fp16: bool = False) -> Path:
+    """Breaks off in the validation behind epoch `after` + 1, then goes on by --resume auto."""
     validate = Trainer._validate
 
     def interrupt(trainer: Trainer) -> Any:
@@ -129,10 +162,89 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tiny_experiment, tmp
         train(experiment, fp16=fp16)
     monkeypatch.setattr(Trainer, "_validate", validate)
     assert json.loads((experiment.run_folder / "exit.json").read_text())["code"] == 130
-    run = train(experiment, resume="auto", fp16=fp16)
+    return train(experiment, resume="auto", fp16=fp16)
+
+
+def assert_same_run(run: Path, whole: Path) -> None:
     assert numbers(run) == numbers(whole)
     for ours, theirs in zip(list_checkpoints(run), list_checkpoints(whole), strict=True):
         assert bits(ours) == bits(theirs), ours
+
+
+PROGRESSIVE = (
+    "model.backbone=edgenext_xx_small",
+    "phases.full.epochs=4",
+    "phases.full.unfreeze=progressive",
+    "checkpoints.keep_last=9",
+    "ema.enabled=false",
+)
+
+
+def test_a_progressive_phase_trains_one_stage_more_after_each_quarter(tiny_experiment):
+    run = train(tiny_experiment(*PROGRESSIVE))
+    weights = [load_file(path / "model.safetensors") for path in list_checkpoints(run)]
+    moved = [
+        {
+            name.split(".")[2]
+            for name in after
+            if name.startswith("backbone.") and not torch.equal(after[name], before[name])
+        }
+        for before, after in itertools.pairwise(weights)
+    ]
+    shallow = {"stages_0", "stem_0", "stem_1"}
+    assert moved == [
+        {"stages_3"},
+        {"stages_3", "stages_2"},
+        {"stages_3", "stages_2", "stages_1"},
+        {"stages_3", "stages_2", "stages_1"} | shallow,
+    ]
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    assert [event["message"][0] for event in events if event["kind"] == "frozen"] == ["4", "3", "2", "1", "0"]
+    norms = [row["grad_norm/backbone"] for row in rows(run) if row.get("phase") == "full" and "train/loss" in row]
+    assert min(norms) > 0
+
+
+@pytest.mark.parametrize(("backbone", "after"), [("resnet10t", 3), ("edgenext_xx_small", 2)])
+def test_resuming_in_the_middle_of_a_progressive_phase_changes_no_bit(
+    tiny_experiment, tmp_path, after, backbone, monkeypatch
+):
+    overrides = (*PROGRESSIVE, f"model.backbone={backbone}", "ema.enabled=true")
+    whole = train(tiny_experiment(*overrides, output=tmp_path / "whole"))
+    run = interrupted_and_resumed(tiny_experiment(*overrides, output=tmp_path / "parts"), after, monkeypatch)
+    assert_same_run(run, whole)
+
+
+def test_a_plateau_lowers_the_rate_and_a_resumed_run_remembers_it(tiny_experiment, tmp_path, monkeypatch):
+    """A rate of next to nothing never improves: one validation sets the best, then every second lowers the rate."""
+    overrides = (
+        "schedule.name=plateau", "schedule.patience=2", "schedule.gamma=0.5", "schedule.min_lr=0",
+        "schedule.warmup_epochs=0", "phases.full.epochs=5", "optimizer.lr=1e-12", "ema.enabled=false",
+        "checkpoints.keep_last=9", "checkpoints.monitor=mae",
+    )  # fmt: skip
+    monkeypatch.setattr("camox.training.validation.Evaluator.summary", lambda _: {"mae": 0.5, "iou": 0.1} | EMPTY)
+    whole = train(tiny_experiment(*overrides, output=tmp_path / "whole"))
+    rates = {row["epoch"]: row["lr/head"] for row in rows(whole) if "lr/head" in row}
+    assert [rates[epoch] / 1e-12 for epoch in range(6)] == pytest.approx([1, 1, 1, 0.5, 0.5, 0.25])
+    events = [json.loads(line) for line in (whole / "events.jsonl").read_text().splitlines()]
+    assert [event["epoch"] for event in events if event["kind"] == "plateau"] == [3, 5]
+    run = interrupted_and_resumed(tiny_experiment(*overrides, output=tmp_path / "parts"), 4, monkeypatch)
+    assert_same_run(run, whole)
+
+
+def test_multipliers_of_the_file_reach_the_groups(tiny_experiment):
+    run = train(tiny_experiment("optimizer.backbone_lr_mult=0.5", "optimizer.router_lr_mult=3"))
+    for row in rows(run):
+        if "lr/head" in row:
+            assert row["lr/backbone"] == pytest.approx(0.5 * row["lr/head"])
+            assert row["lr/router"] == pytest.approx(3 * row["lr/head"])
+            assert row["lr/experts"] == row["lr/head"]
+
+
+def test_weighted_terms_of_the_loss_are_logged(tiny_experiment):
+    run = train(tiny_experiment("loss.dice=1", "loss.frequency=0.5", "loss.foreground=0.5", "loss.structure=0"))
+    logged = [row for row in rows(run) if "train/loss" in row]
+    assert all(row[f"train/loss/{term}"] > 0 for row in logged for term in ("dice", "frequency", "foreground"))
+    assert not any("train/loss/structure" in row for row in logged)
 
 
 def test_accumulation_ends_an_epoch_with_its_true_tail(tiny_experiment, monkeypatch):

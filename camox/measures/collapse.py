@@ -1,0 +1,93 @@
+"""Whether a router has collapsed: signs in the measures of one evaluation, and their persistence over two."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from camox.measures.routing import DEAD_BELOW
+
+PAIR_SHARE_ABOVE = 0.9
+INFORMATION_BELOW = 0.02
+EFFECTIVE_EXPERTS_BELOW = 3.0
+SATURATION_ABOVE = 0.5
+FEWEST_IMAGES = 32
+"""Evaluations over fewer say nothing: an expert with half of an equal share often gets none of them."""
+
+WHAT_TO_DO = {
+    "dead": "raise model.moe.balance.bias_rate (of kind band) or the noise of model.moe.router",
+    "one_pair": "raise model.moe.balance.bias_rate (of kind band) or the noise of model.moe.router",
+    "few_experts": "raise model.moe.balance.bias_rate (of kind band) or the noise of model.moe.router",
+    "uninformed": "raise optimizer.router_lr_mult or lower model.moe.balance.coefficient",
+    "saturated": "raise model.moe.balance.z_loss or lower optimizer.router_lr_mult",
+}
+"""A first remedy for each sign, in the words of an experiment file."""
+
+
+def collapse_signs(measures: Mapping[str, float], experts: int, top_k: int, images: int) -> dict[str, str]:
+    """Signs of collapse that one evaluation of one learned router shows, each with a sentence for people.
+
+    * "dead": an expert gets less than 5 % of an equal share of the choices.
+    * "one_pair": of two experts per decision, one pair takes more than 90 % of the decisions. (With more experts per
+      decision a pair may be in all of them and leave the others free.)
+    * "few_experts": `exp(H(f))`, the number of experts in effect, is below 3, or below half of fewer than six.
+    * "uninformed": the mutual information between image and expert is below 0.02 nat: the router treats all
+      alike. Perfect balance may hide that.
+    * "saturated": in more than half of the decisions a logit is at its limit.
+
+    Args:
+        measures: of `routing_measures`; what it left out shows no sign.
+        experts: E; a single one is no choice and shows no sign.
+        top_k: experts per decision.
+        images: how many the measures are of; below 32 there is no sign.
+    """
+    if experts < 2 or images < FEWEST_IMAGES:
+        return {}
+    signs: dict[str, str] = {}
+    least = min(
+        ((share, name) for name, share in measures.items() if name.startswith("usage/")), default=(float("inf"), "")
+    )
+    if experts * least[0] < DEAD_BELOW:
+        name, of_equal = least[1].removeprefix("usage/"), experts * least[0]
+        signs["dead"] = f'expert "{name}" gets {of_equal:.1%} of an equal share of the choices (limit {DEAD_BELOW:.0%})'
+    if top_k == 2 and (pair := measures.get("pair_share", 0.0)) > PAIR_SHARE_ABOVE:
+        signs["one_pair"] = f"one pair of experts takes {pair:.1%} of the decisions (limit {PAIR_SHARE_ABOVE:.0%})"
+    effective, fewest = np.exp(measures.get("entropy", np.inf)), min(EFFECTIVE_EXPERTS_BELOW, experts / 2)
+    if effective < fewest:
+        signs["few_experts"] = f"{effective:.2f} of {experts} experts do the work in effect (limit {fewest:g})"
+    if (information := measures.get("mutual_information", np.inf)) < INFORMATION_BELOW:
+        signs["uninformed"] = (
+            f"experts tell {information:.4f} nat about the image (limit {INFORMATION_BELOW:g}): all are treated alike"
+        )
+    if (saturation := measures.get("saturation", 0.0)) > SATURATION_ABOVE:
+        signs["saturated"] = (
+            f"in {saturation:.1%} of the decisions a logit is at its limit (limit {SATURATION_ABOVE:.0%})"
+        )
+    return signs
+
+
+class CollapseVerdict:
+    """Collapse of a scale: a sign, whichever, at that scale in two evaluations in a row.
+
+    One evaluation alone may catch a router in passing. `state_dict` is JSON-ready; a resumed run goes on with what
+    the last evaluation said.
+    """
+
+    def __init__(self) -> None:
+        self._in_a_row: dict[int, int] = {}
+
+    def update(self, signs: Mapping[int, Mapping[str, str]]) -> list[int]:
+        """Takes in the signs of one evaluation, stride → sign → sentence; gives the strides that collapsed with it."""
+        self._in_a_row = {stride: self._in_a_row.get(stride, 0) + 1 for stride, found in signs.items() if found}
+        return [stride for stride, count in self._in_a_row.items() if count == 2]
+
+    @property
+    def collapsed(self) -> list[int]:
+        """Strides that are collapsed as of the last evaluation."""
+        return [stride for stride, count in self._in_a_row.items() if count >= 2]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {str(stride): count for stride, count in self._in_a_row.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._in_a_row = {int(stride): count for stride, count in state.items()}

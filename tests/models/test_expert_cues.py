@@ -1,0 +1,147 @@
+"""Each expert responds to the cue in its name and little to the others': six cues, each changed by itself."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from camox.models.camoxpert import DEFAULT_EXPERTS
+from tests.models.probes import change, given_to, make
+
+SIZE, CHANNELS, BATCH = 48, 8, 8
+
+
+def noise():
+    """White noise of random phases and equal amplitudes: its spectrum is flat exactly, not on average."""
+    spectrum = torch.fft.rfft2(torch.randn(BATCH, CHANNELS, SIZE, SIZE))
+    return torch.fft.irfft2(spectrum / spectrum.abs(), s=(SIZE, SIZE), norm="ortho")
+
+
+def distance_from_centre():
+    """Of each pixel, in the maximum norm: half pixels, because the side is even."""
+    offset = torch.arange(SIZE) - (SIZE - 1) / 2
+    return torch.maximum(offset.abs()[:, None], offset.abs()[None, :])
+
+
+def texture_cue():
+    """Noise that repeats four pixels on, along one diagonal or the other: equal in any 3×3 neighbourhood."""
+    x = noise()
+    return x + x.roll((4, 4), (2, 3)), x + x.roll((4, -4), (2, 3))
+
+
+def edge_cue():
+    """A slope up or down: every pixel stands as far from its surroundings in both."""
+    slope = torch.linspace(-1, 1, SIZE)
+    return 0.1 * noise() + slope, 0.1 * noise() - slope
+
+
+def contrast_cue():
+    """A bright frame 12 to 16 pixels from the centre, darkness outside: the image's mean stays as it was."""
+    x, distance = noise(), distance_from_centre()
+    frame = ((distance > 12) & (distance < 16)).float()
+    outside = (distance > 16).float()
+    return x, x + 4 * (frame - outside * frame.sum() / outside.sum())
+
+
+def frequency_cue():
+    """Energy on lines of the spectrum along one diagonal or the other: noise that repeats every third pixel.
+
+    At no distance that a dilated 3×3 reads. The semantic expert's wide field reads some, as that of a filter would.
+    """
+    x = noise()
+    comb = sum(x.roll((step, step), (2, 3)) for step in range(0, SIZE, 3))
+    return comb, comb.flip(3)
+
+
+def attention_cue():
+    """Channels that are equal in pairs, or the same ones with every second shifted: only covariances differ."""
+    pairs = noise()[:, ::2].repeat_interleave(2, dim=1)
+    apart = pairs.clone()
+    apart[:, 1::2] = apart[:, 1::2].roll(17, dims=3)
+    return pairs, apart
+
+
+def semantic_cue():
+    """Another brightness 16 pixels from the centre and further out."""
+    x = noise()
+    return x, x + (distance_from_centre() > 16)
+
+
+CUES = {
+    "texture": texture_cue,
+    "edge": edge_cue,
+    "contrast": contrast_cue,
+    "frequency": frequency_cue,
+    "attention": attention_cue,
+    "semantic": semantic_cue,
+}
+SEEN_FROM_THE_CENTRE = ("contrast", "semantic")
+UNMOVED = {
+    "texture": ("edge", "contrast"),
+    "edge": ("contrast", "frequency"),
+    "contrast": ("texture", "edge", "semantic"),
+    "frequency": ("texture", "edge", "contrast"),
+    "attention": ("texture", "edge", "contrast", "frequency", "semantic"),
+    "semantic": ("texture", "edge", "contrast"),
+}
+
+
+def cue_response(name, x, cue, seed):
+    """Mean and spread `[2, …]` of each channel of the expert's response, before it mixes channels."""
+    expert: Any = make(name, CHANNELS, seed)
+    with torch.no_grad():
+        if name == "frequency":
+            nn.init.dirac_(expert.enter.weight)
+    response = given_to(expert.leave if name == "attention" else expert.mix, expert, x)
+    if name in ("frequency", "semantic"):
+        response = response[:, CHANNELS:]  # beside x itself
+    if cue in SEEN_FROM_THE_CENTRE:
+        middle = slice(SIZE // 2 - 1, SIZE // 2 + 1)
+        response = response[..., middle, middle]
+    return torch.stack([response.mean(dim=(0, 2, 3)), response.std(dim=(0, 2, 3))])
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("cue", CUES)
+def test_a_cue_moves_its_own_expert_most(cue, seed):
+    torch.manual_seed(100 + seed)
+    before, after = CUES[cue]()
+    moved = {}
+    for name in DEFAULT_EXPERTS:
+        a, b = (cue_response(name, x, cue, seed) for x in (before, after))
+        moved[name] = ((a - b).norm() / a.norm()).item()
+    own = moved.pop(cue)
+    assert own > 0.02
+    assert own > 2 * sum(moved.values()) / len(moved), (own, moved)
+    assert all(moved[name] < 0.01 for name in UNMOVED[cue]), moved
+
+
+@pytest.mark.parametrize("cue", ["edge", "contrast", "frequency", "attention", "semantic"])
+def test_hybrid_responds_to_several_cues(cue):
+    torch.manual_seed(100)
+    before, after = CUES[cue]()
+    assert change(make("hybrid", CHANNELS), before, after) > 0.1
+
+
+@pytest.mark.parametrize(("name", "radius"), [("texture", 8), ("edge", 1), ("contrast", 13)])
+def test_a_local_expert_sees_its_radius_and_nothing_further(name, radius):
+    expert = make(name)
+    x = torch.randn(1, 16, 33, 33)
+    near, far = x.clone(), x.clone()
+    near[..., 16, 16 + radius] += 20
+    far[..., 17 + radius :] += 20
+    with torch.no_grad():
+        centre, seen, unseen = (expert(image)[..., 16, 16] for image in (x, near, far))
+    assert not torch.allclose(centre, seen, atol=1e-4)
+    assert torch.allclose(centre, unseen, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["frequency", "attention", "semantic", "patch_frequency", "hybrid"])
+def test_a_global_expert_sees_the_farthest_pixel(name):
+    expert = make(name)
+    x = torch.randn(1, 16, 33, 33)
+    touched = x.clone()
+    touched[..., 32, 32] += 20
+    with torch.no_grad():
+        assert (expert(x) - expert(touched))[..., 8, 8].abs().max() > 1e-5

@@ -1,0 +1,331 @@
+"""What the benchmark counts, against what can be counted by hand, and both suites end to end at toy size."""
+
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from benchmark import main
+from benchmarking import counters, cuda
+from benchmarking.counters import count_calls, multiply_adds, parameter_count, saved_bytes
+from benchmarking.moe import Mixtures
+from benchmarking.networks import VARIANTS, build_network
+from benchmarking.report import Report, Target, quotient
+from benchmarking.settings import Settings
+from benchmarking.timing import Sample, interleaved, ratio, spread
+
+SCRIPT = Path(__file__).parents[2] / "tools" / "benchmark.py"
+CPU = torch.device("cpu")
+TOY = Settings(backbone="resnet10t", image_size=64, batch=2, width=8, rounds=1)
+
+
+# ---- counters
+
+
+def test_multiply_adds_of_a_convolution_and_a_linear_layer():
+    convolution, linear = nn.Conv2d(3, 5, 3, padding=1), nn.Linear(7, 11)
+    assert multiply_adds(lambda: convolution(torch.zeros(2, 3, 4, 6))) == 2 * (4 * 6) * (3 * 5 * 9)
+    assert multiply_adds(lambda: linear(torch.zeros(2, 7))) == 2 * 7 * 11
+
+
+def test_shared_parameters_count_once():
+    layer = nn.Linear(3, 4)
+    assert parameter_count(nn.Sequential(layer, layer)) == 3 * 4 + 4
+
+
+def test_a_linear_layer_saves_its_input():
+    layer, x = nn.Linear(7, 11), torch.randn(5, 7)
+    own = list(layer.parameters())
+    assert saved_bytes(lambda: layer(x), own) == 5 * 7 * 4
+    # To give the input a gradient, the weight is kept too; it belongs to the model.
+    x.requires_grad_()
+    assert saved_bytes(lambda: layer(x), own) == 5 * 7 * 4
+    assert saved_bytes(lambda: layer(x)) == 5 * 7 * 4 + 11 * 7 * 4
+
+
+def test_views_of_one_storage_are_saved_once_and_whole():
+    x = torch.randn(4, 6, requires_grad=True)
+    assert saved_bytes(lambda: x[:2].square() + x[2:].square()) == 4 * 6 * 4
+
+
+def test_results_saved_along_a_chain_add_up():
+    x = torch.randn(10, requires_grad=True)
+    assert saved_bytes(lambda: x.exp().sigmoid()) == 2 * 10 * 4  # both keep their result
+    assert saved_bytes(lambda: x + 1) == 0
+    with torch.no_grad():
+        assert saved_bytes(lambda: x.exp()) == 0
+
+
+def test_saved_bytes_leaves_nothing_behind():
+    x = torch.randn(10, requires_grad=True)
+    freed = []
+
+    class Watched(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.token = Token()
+            result = x.exp()
+            ctx.save_for_backward(result)
+            return result
+
+        @staticmethod
+        def backward(ctx, gradient):
+            raise AssertionError
+
+    class Token:
+        def __del__(self):
+            freed.append(True)
+
+    saved_bytes(lambda: Watched.apply(x))
+    assert freed
+
+
+@pytest.mark.parametrize(
+    ("read", "copies"),
+    [
+        (lambda x: x + 1, 0),
+        (lambda x: x[torch.tensor([2, 0])], 0),
+        (lambda x: torch.where(x > 1, x, 0), 0),
+        (lambda x: nn.functional.one_hot(x, 4), 0),
+        (lambda x: x.repeat_interleave(2), 0),
+        (lambda x: x.cpu(), 0),
+        (lambda x: x[0].item(), 1),
+        (lambda x: bool((x > 0).all()), 1),
+        (lambda x: float(x[0]) + float(x[1]), 2),
+        (lambda x: x.tolist(), 1),
+        (lambda x: x.cpu().tolist(), 1),
+        (lambda x: x.to("cpu", non_blocking=True).numpy(), 1),
+        (lambda x: [int(value) for value in x], 3),
+        (lambda x: x.nonzero(), 1),
+        (lambda x: x[x > 1], 1),
+        (lambda x: x.masked_select(x > 1), 1),
+        (lambda x: x.unique(), 1),
+        (lambda x: x.bincount(), 1),
+        (lambda x: x.repeat_interleave(x), 1),
+        (lambda x: x.repeat_interleave(x, output_size=6), 0),
+    ],
+)
+def test_host_copies_on_a_cpu(read, copies):
+    x = torch.tensor([1, 2, 3])
+    with count_calls(CPU) as calls:
+        read(x)
+    assert calls.host_copies == copies
+
+
+def test_one_hot_that_has_to_look_for_its_size_reads():
+    with count_calls(CPU) as calls:
+        nn.functional.one_hot(torch.tensor([1, 2, 3]))
+    assert calls.host_copies > 0
+
+
+def test_operators_below_autograd():
+    x = torch.ones(3, requires_grad=True)
+    with count_calls(CPU) as calls:
+        (x * 2).sum()
+    assert calls.operators == 2
+
+
+# ---- networks
+
+
+def test_the_loop_over_images_gives_what_the_sorted_dispatch_gives():
+    images = torch.rand(3, 3, 64, 64)
+    outputs = []
+    for name in ("sparse", "per_image_loop"):
+        network = build_network(name, TOY)
+        torch.manual_seed(5)  # the routing's noise
+        outputs.append(network(images))
+    ours, rival = outputs
+    assert len({tuple(pair) for routing in ours.routing.values() for pair in routing.selected.tolist()}) > 1
+    torch.testing.assert_close(ours.logits, rival.logits, atol=1e-5, rtol=1e-4)
+    gradients = [torch.autograd.grad(output.logits.sum(), output.routing[4].weights)[0] for output in outputs]
+    torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["sparse", "masked", "dense", "static", "per_image_loop"])
+def test_mixtures_alone_give_what_they_give_in_the_network(name):
+    network = build_network(name, TOY)
+    before: dict[str, torch.Tensor] = {}
+    after: dict[str, torch.Tensor] = {}
+    for stride, mixture in network.mixtures.items():
+
+        def watch(module, inputs, output, stride=stride):
+            before[stride], after[stride] = inputs[0], output
+
+        mixture.register_forward_hook(watch)
+    features: list[torch.Tensor] = []
+    network.backbone.register_forward_hook(lambda module, inputs, output: features.extend(output))
+    torch.manual_seed(5)
+    network(torch.rand(2, 3, 64, 64))
+    expected = list(after.values())
+    torch.manual_seed(5)
+    torch.rand(2, 3, 64, 64)  # moves the generator to where routing began
+    found = Mixtures(network)(features, list(before.values()))
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def test_variants_start_from_the_same_backbone():
+    states = [build_network(name, TOY).backbone.state_dict() for name in ("sparse", "static", "no_experts")]
+    assert all(torch.equal(states[0][key], state[key]) for state in states for key in states[0])
+    assert set(VARIANTS) >= {"sparse", "dense", "static", "random", "no_experts", "per_image_loop"}
+
+
+# ---- timing and report
+
+
+def test_rounds_are_interleaved_rotated_and_seeded_alike():
+    seen = []
+    works = {name: (lambda name=name: seen.append((name, torch.rand(()).item()))) for name in "ABC"}
+    samples = interleaved(works, 4, CPU)
+    timed = seen[3:]
+    assert "".join(name for name, _ in seen) == "ABC" + "ABC" + "BCA" + "CAB" + "ABC"
+    drawn = [{value for _, value in timed[start : start + 3]} for start in range(0, 12, 3)]
+    assert all(len(values) == 1 for values in drawn)
+    assert len(set.union(*drawn)) == 4
+    assert {name: len(found) for name, found in samples.items()} == {"A": 4, "B": 4, "C": 4}
+
+
+def test_ratios_are_taken_round_by_round():
+    # The second round was slow for both: the ratio of medians would be 0.3.
+    ours = [Sample(1, 9, None), Sample(30, 9, None), Sample(3, 9, None)]
+    theirs = [Sample(2, 1, None), Sample(60, 1, None), Sample(10, 1, None)]
+    assert ratio(ours, theirs) == {"median": 0.5, "least": 0.3, "most": 0.5}
+    assert ratio(ours, theirs, 0.25)["median"] == 0.125
+    assert spread([1.0, 4.0, 2.0]) == {"median": 2.0, "least": 1.0, "most": 4.0}
+
+
+def test_a_gpu_is_timed_by_its_own_clock():
+    ours, theirs = [Sample(100, 100, 1.0)], [Sample(1, 1, 2.0)]
+    assert ratio(ours, theirs)["median"] == 0.5
+
+
+def test_targets_say_whether_they_are_met():
+    rows = {"sparse": {"bytes": 3}, "dense": {"bytes": 4}}
+    report = Report({}, {}, [Target("a", 0.75, quotient(rows, "bytes", "sparse", "dense")), Target("b", 1, 1.01)])
+    assert [target["met"] for target in report.plain()["targets"]] == [True, False]
+
+
+# ---- what needs a GPU, with torch.cuda played by hand
+
+
+@pytest.fixture
+def sync_modes(monkeypatch):
+    """The modes that were set, in order."""
+    modes = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    return modes
+
+
+MESSAGE = "called a synchronizing CUDA operation"
+
+
+def test_waits_are_counted_per_step_and_the_mode_is_put_back(sync_modes):
+    def step():
+        if sync_modes:
+            warnings.warn(MESSAGE, stacklevel=1)
+            warnings.warn("something else", stacklevel=1)
+            warnings.warn(MESSAGE, stacklevel=1)
+
+    assert cuda.waits(step) == 2
+    assert cuda.waits(lambda: None) == 0
+    assert sync_modes == ["warn", "default", "warn", "default"]
+
+
+def test_the_first_wait_is_reported_and_other_errors_are_raised(sync_modes):
+    def waiting():
+        if sync_modes and sync_modes[-1] == "error":
+            raise RuntimeError(MESSAGE)
+
+    assert cuda.first_wait(lambda: None) is None
+    assert cuda.first_wait(waiting) == MESSAGE
+    assert sync_modes == ["error", "default"] * 2
+
+    def broken():
+        if sync_modes[-1] == "error":
+            raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        cuda.first_wait(broken)
+    assert sync_modes[-1] == "default"
+
+
+# ---- the command
+
+
+def measure(suite: str, file: Path, monkeypatch) -> dict:
+    """What the suite writes at toy size, with one routing per count instead of several."""
+    monkeypatch.setattr(counters, "DRAWS", 1)
+    sizes = {"--backbone": "resnet10t", "--width": 8, "--image-size": 64, "--batch": 2, "--rounds": 1}
+    assert main([suite, "--json", str(file), *(str(word) for pair in sizes.items() for word in pair)]) == 0
+    return json.loads(file.read_text())
+
+
+def test_step_measures_every_variant(tmp_path, monkeypatch, capsys):
+    found = measure("step", tmp_path / "step.json", monkeypatch)
+    assert found["command"].startswith(f"python tools/benchmark.py step --json {tmp_path}")
+    assert {"processor", "cores", "system", "threads"} <= found["machine"].keys()
+    assert found["versions"].keys() == {"python", "torch", "timm", "camox"}
+    assert found["settings"]["image_size"] == 64
+
+    networks = found["results"]["networks"]
+    assert list(networks) == ["sparse", "dense", "static", "random", "no_experts", "per_image_loop"]
+    for row in networks.values():
+        assert row["process_seconds"]["median"] > 0
+        assert row["wall_seconds"]["median"] > 0
+        assert row["units_per_image"]["median"] > 0
+    copies = {name: row["host_copies_per_forward"] for name, row in networks.items()}
+    # 2 images, 2 choices, 4 scales
+    assert copies == {"sparse": 1, "dense": 0, "static": 0, "random": 1, "no_experts": 0, "per_image_loop": 16}
+    for figure in ("gmac_per_image", "saved_bytes", "operators_per_forward"):
+        without, sparse, dense = (networks[name][figure] for name in ("no_experts", "sparse", "dense"))
+        assert without < sparse < dense, figure
+    millions = {name: row["parameters_millions"] for name, row in networks.items()}
+    assert millions["no_experts"] < millions["static"] < millions["random"] < millions["sparse"] == millions["dense"]
+    assert networks["per_image_loop"]["gmac_per_image"] == pytest.approx(networks["sparse"]["gmac_per_image"], rel=1e-3)
+
+    assert set(found["ratios"]["step time"]) == {f"sparse / {name}" for name in networks if name != "sparse"}
+    assert found["ratios"]["saved bytes"]["sparse / dense"] < 1
+    met = {target["what"]: target["met"] for target in found["targets"]}
+    assert len(met) == 8
+    assert met["sparse, host copies per forward"]
+    assert "sparse / per_image_loop" in capsys.readouterr().out
+
+
+def test_moe_measures_mixtures_and_every_expert(tmp_path, monkeypatch):
+    found = measure("moe", tmp_path / "results" / "moe.json", monkeypatch)
+    mixtures, experts = found["results"]["mixtures"], found["results"]["experts"]
+    copies = {name: row["host_copies_per_forward"] for name, row in mixtures.items()}
+    assert copies == {"sparse": 1, "masked": 0, "dense": 0, "static": 0, "per_image_loop": 16}
+    assert {"texture", "edge", "contrast", "frequency", "attention", "semantic"} <= experts.keys()
+    assert all(row["gmac_per_image"] > 0 and row["host_copies_per_forward"] == 0 for row in experts.values())
+    assert mixtures["sparse"]["gmac_per_image"] < mixtures["masked"]["gmac_per_image"]
+    assert set(found["ratios"]) == {"time", "operators", "expert time", "expert GMAC"}
+    assert len(found["targets"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["step", "--device", "cuda"], "--device cuda: torch finds no CUDA device"),
+        (["step", "--precision", "fp16"], "--precision fp16 needs --device cuda"),
+    ],
+)
+def test_what_this_machine_cannot_measure_is_refused(arguments, message, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_the_script_works_from_any_folder_and_a_wrong_backbone_is_one_message(tmp_path):
+    command = [sys.executable, SCRIPT, "moe", "--backbone", "resnet10"]
+    finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (finished.returncode, finished.stdout) == (2, "")
+    assert finished.stderr.startswith('error: unknown backbone "resnet10"')
+    assert finished.stderr.count("\n") == 1

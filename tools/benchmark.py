@@ -1,0 +1,89 @@
+"""Measure camox against its twins and rivals in one run, as ratios, and say which of the asked figures are met.
+
+python tools/benchmark.py step --json benchmarks/results/step.json
+python tools/benchmark.py moe --rounds 3
+
+Suites: `step`, a whole training step; `moe`, the mixtures of experts alone. What is compared is timed in interleaved
+rounds and by process time (on a GPU by its own clock), so that neither a slow minute nor a neighbour on the machine
+favours one of them.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+# Read when torch is imported. Threads that spin while they wait would count as process time.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import torch
+from rich.console import Console
+
+from benchmarking.moe import measure_mixtures
+from benchmarking.report import Report
+from benchmarking.settings import PRECISIONS, Settings
+from benchmarking.step import measure_steps
+from camox.errors import CamoxError
+from machine import machine, versions
+
+SUITES: dict[str, Callable[[Settings], Report]] = {"step": measure_steps, "moe": measure_mixtures}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parses the command line, measures, shows and writes."""
+    options = _parse(arguments)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    settings = Settings(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Settings)})
+    try:
+        report = SUITES[options.suite](settings)
+    except CamoxError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    report.show(Console())
+    if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(_document(settings, report, arguments), indent=2) + "\n")
+    return 0
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    default = Settings()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("suite", choices=SUITES)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default=default.device)
+    parser.add_argument("--json", type=Path, help="file for the results")
+    parser.add_argument("--backbone", default=default.backbone)
+    parser.add_argument("--image-size", type=int, default=default.image_size)
+    parser.add_argument("--batch", type=int, default=default.batch)
+    parser.add_argument("--width", type=int, default=default.width)
+    parser.add_argument("--precision", choices=PRECISIONS, default=default.precision)
+    parser.add_argument("--rounds", type=int, default=default.rounds, help="times that each work is timed")
+    parser.add_argument("--threads", type=int, help="of torch; by default as many as torch takes")
+    options = parser.parse_args(arguments)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no CUDA device; leave the option out to measure on the CPU")
+    if options.device == "cpu" and options.precision == "fp16":
+        parser.error("--precision fp16 needs --device cuda: on a CPU use fp32 or bf16")
+    return options
+
+
+def _document(settings: Settings, report: Report, arguments: list[str] | None) -> dict[str, Any]:
+    of_machine = machine() | {"threads": torch.get_num_threads()}
+    if settings.on_gpu:
+        of_machine["gpu"] = torch.cuda.get_device_name(settings.torch_device)
+    return {
+        "command": " ".join(["python", "tools/benchmark.py", *(sys.argv[1:] if arguments is None else arguments)]),
+        "machine": of_machine,
+        "versions": versions(),
+        "settings": dataclasses.asdict(settings),
+        **report.plain(),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What `tools/benchmark.py` measures: counters, timing in interleaved rounds, and one module per suite."""

@@ -1,0 +1,32 @@
+"""The networks that are measured against each other."""
+
+from typing import Any
+
+import torch
+
+from benchmarking.rivals import PerImageLoop
+from benchmarking.settings import Settings
+from camox.models.camoxpert import CamoXpert
+from camox.models.moe import MixtureOfExperts
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "sparse": {},
+    "masked": {"dispatch": "masked"},
+    "dense": {"mode": "dense"},
+    "static": {"mode": "static"},
+    "random": {"mode": "random"},
+    "no_experts": {"scales": ()},
+    "per_image_loop": {"dispatch": "masked"},
+}
+"""Name → what is different from the default network; in the last one a rival takes the mixtures' place."""
+
+
+def build_network(name: str, settings: Settings) -> CamoXpert:
+    """One of `VARIANTS` on its device, in training mode; what they have in common is initialised alike."""
+    torch.manual_seed(0)
+    network = CamoXpert(settings.backbone, width=settings.width, **VARIANTS[name])
+    if name == "per_image_loop":
+        for stride, mixture in network.mixtures.items():
+            assert isinstance(mixture, MixtureOfExperts)
+            network.mixtures[stride] = PerImageLoop(mixture)
+    return network.to(settings.torch_device).train()

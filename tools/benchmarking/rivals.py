@@ -1,0 +1,34 @@
+"""Another way to do what camox does, to measure against."""
+
+import torch
+from torch import Tensor, nn
+
+from camox.models.moe import Dispatch, MixtureOfExperts
+from camox.models.router import Routing
+
+
+class PerImageLoop(nn.Module):
+    """A mixture of experts that goes through images one by one and calls each of their experts on a batch of one.
+
+    The usual first way to write a sparse mixture. Gives what `mixture`, whose weights it uses, gives; every choice is
+    a copy of its own to the host, and no convolution sees more than one image.
+    """
+
+    def __init__(self, mixture: MixtureOfExperts):
+        super().__init__()
+        assert mixture.grid == 1, "written for the routing of whole images"
+        assert mixture.shared is None, "written for a mixture without a shared expert"
+        self.mixture = mixture
+
+    def forward(self, x: Tensor, routing: Routing, dispatch: Dispatch | None) -> Tensor:
+        """Like `MixtureOfExperts.forward`; a plan for the dispatch is not used."""
+        normalised = self.mixture.norm(x)
+        experts = list(self.mixture.experts.values())
+        mixed = []
+        for image, selected, weights in zip(normalised.split(1), routing.selected, routing.weights, strict=True):
+            responses = [
+                weight.to(image.dtype) * experts[int(number)](image)
+                for number, weight in zip(selected, weights, strict=True)
+            ]
+            mixed.append(torch.stack(responses).sum(dim=0))
+        return x + self.mixture.scale.to(x.dtype) * torch.cat(mixed)

@@ -1,0 +1,34 @@
+"""What a benchmark is run with."""
+
+from dataclasses import dataclass
+
+import torch
+
+PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+"""Name of a number format → Accelerate's name for it."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Sizes and device of one benchmark; the defaults are those that the targets are stated for."""
+
+    device: str = "cpu"
+    backbone: str = "edgenext_base"
+    image_size: int = 352
+    batch: int = 4
+    width: int = 128
+    precision: str = "fp32"
+    rounds: int = 9
+
+    @property
+    def torch_device(self) -> torch.device:
+        return torch.device(self.device)
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.torch_device.type == "cuda"
+
+    def autocast(self) -> torch.autocast:
+        """The context in which a forward pass has the chosen precision."""
+        dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
+        return torch.autocast(self.torch_device.type, dtype, enabled=self.precision != "fp32")

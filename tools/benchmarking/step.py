@@ -1,0 +1,131 @@
+"""Suite `step`: one whole training step of the sparse network against its twins and a rival.
+
+The step is the trainer's own: forward, objective with the default weights, router losses, backward, clipping by group,
+fused AdamW, gradients dropped. No weight average is kept; it would cost all alike. Routing noise is that of the first
+step, so that the untrained routers choose all experts about equally often.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+
+from benchmarking import cuda
+from benchmarking.counters import forward_counts
+from benchmarking.networks import build_network
+from benchmarking.report import Report, Rows, Target, quotient
+from benchmarking.settings import PRECISIONS, Settings
+from benchmarking.timing import UNIT, Work, figures, interleaved, matrix_product, ratio
+from camox.data.loading import TrainBatch
+from camox.experiment.schema import Balance, Loss, Optimizer, Precision, Stability
+from camox.losses.composite import SegmentationObjective
+from camox.models.balance import RoutingObjective
+from camox.models.camoxpert import CamoXpert
+from camox.stability.guards import SkippedSteps
+from camox.training.optimization import build_optimizer
+from camox.training.phases import TrainingShell
+from camox.training.step import Controls, TrainingStep
+
+VARIANTS = ("sparse", "dense", "static", "random", "no_experts", "per_image_loop")
+"""The variants of the network that are measured."""
+
+
+class Variant(NamedTuple):
+    """A network on its device, with what trains it on one batch."""
+
+    network: CamoXpert
+    forward: Callable[[], object]
+    step: Work
+
+
+def measure_steps(settings: Settings) -> Report:
+    """Counts for each variant by itself, then times for all of them in interleaved rounds."""
+    networks: Rows = {name: _counts(name, settings) for name in VARIANTS}
+    results: dict[str, Rows] = {"networks": networks}
+    if settings.on_gpu:
+        results["waits for the device"] = _waits(settings)
+
+    works = {name: prepare(name, settings).step for name in VARIANTS}
+    samples = interleaved(
+        {**works, UNIT: matrix_product(settings.torch_device)}, settings.rounds, settings.torch_device
+    )
+    for name, row in networks.items():
+        per_image = ratio(samples[name], samples[UNIT], 1 / settings.batch)
+        networks[name] = {**figures(samples[name]), "units_per_image": per_image, **row}
+    results["unit"] = {UNIT: figures(samples[UNIT])}
+
+    others = [name for name in VARIANTS if name != "sparse"]
+    ratios: Rows = {
+        "step time": {f"sparse / {name}": ratio(samples["sparse"], samples[name]) for name in others},
+        "saved bytes": {f"sparse / {name}": quotient(networks, "saved_bytes", "sparse", name) for name in others},
+    }
+    return Report(results, ratios, _targets(networks["sparse"], ratios))
+
+
+def prepare(name: str, settings: Settings) -> Variant:
+    """A variant of the network with an optimizer and a batch of noise of its own."""
+    network = build_network(name, settings)
+    accelerator = Accelerator(cpu=not settings.on_gpu, mixed_precision=PRECISIONS[settings.precision])
+    optimizer_settings, stability, precision, balance = Optimizer(), Stability(), Precision(), Balance()
+    optimizer = build_optimizer(network, {}, optimizer_settings.weight_decay, optimizer_settings.betas, fused=True)
+    training_step = TrainingStep(
+        accelerator,
+        network,
+        accelerator.prepare(optimizer),
+        SegmentationObjective(Loss().plain()),
+        average=None,
+        skipped=SkippedSteps(stability.max_skipped_steps, precision.min_scale, settings.torch_device),
+        routing_objective=RoutingObjective(balance.kind, balance.z_loss),
+        clip=optimizer_settings.clip,
+        router_clip=optimizer_settings.router_clip,
+    )
+    shell = accelerator.prepare(TrainingShell(network), device_placement=[False])
+    controls = Controls(learning_rate=1e-5, balance_coefficient=balance.coefficient, noise_share=1.0)
+    batch = _batch(settings)
+    return Variant(
+        network,
+        forward=lambda: shell(batch.images.float() / 255),
+        step=lambda: training_step(shell, [batch], controls),
+    )
+
+
+def _batch(settings: Settings) -> TrainBatch:
+    size = (settings.image_size, settings.image_size)
+    images = torch.randint(0, 256, (settings.batch, 3, *size), dtype=torch.uint8)
+    masks = torch.randint(0, 2, (settings.batch, 1, *size), dtype=torch.uint8)
+    return TrainBatch(images, masks, torch.arange(settings.batch), []).to(settings.torch_device)
+
+
+def _counts(name: str, settings: Settings) -> dict[str, Any]:
+    """What is counted of a variant while it is alone on the device."""
+    variant = prepare(name, settings)
+    row: dict[str, Any] = forward_counts(variant.forward, variant.network, settings.batch, settings.torch_device)
+    if settings.on_gpu:
+        row["peak_bytes"] = cuda.peak_bytes(variant.step)
+        del variant
+        cuda.release_memory()
+    return row
+
+
+def _waits(settings: Settings) -> Rows:
+    """The sorted dispatch has its one copy of the routing; with the masked one nothing in a step may wait."""
+    return {
+        "sorted": {"per_step": cuda.waits(prepare("sparse", settings).step)},
+        "masked": {"first": cuda.first_wait(prepare("masked", settings).step) or "none"},
+    }
+
+
+def _targets(sparse: dict[str, Any], ratios: Rows) -> list[Target]:
+    """Stated for the default settings on a CPU."""
+    step_time = ratios["step time"]
+    return [
+        Target("step time, sparse / dense", 0.63, step_time["sparse / dense"]["median"]),
+        Target("step time, sparse / static", 1.08, step_time["sparse / static"]["median"]),
+        Target("step time, sparse / no_experts", 1.5, step_time["sparse / no_experts"]["median"]),
+        Target("sparse, units per image", 8, sparse["units_per_image"]["median"]),
+        Target("sparse, GMAC per image", 14, sparse["gmac_per_image"]),
+        Target("sparse, million parameters", 30, sparse["parameters_millions"]),
+        Target("saved bytes, sparse / dense", 0.75, ratios["saved bytes"]["sparse / dense"]),
+        Target("sparse, host copies per forward", 1, sparse["host_copies_per_forward"]),
+    ]

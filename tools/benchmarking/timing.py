@@ -1,0 +1,100 @@
+"""Times of several works against each other, in interleaved rounds: no machine is equally fast all the time."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+
+UNIT = "matrix_product"
+"""Name of the unit of work: one fp32 matrix product of 2048³ multiply-adds."""
+
+Work = Callable[[], object]
+
+
+class Sample(NamedTuple):
+    """Seconds that one call took."""
+
+    process: float
+    """Of all cores together, in this process: what a neighbour on the machine does hardly changes it."""
+
+    wall: float
+
+    device: float | None
+    """Between two CUDA events around the call; None on a CPU."""
+
+    @property
+    def cost(self) -> float:
+        """What ratios are made of: the GPU's own time, or process time where there is none."""
+        return self.process if self.device is None else self.device
+
+
+def significant(value: float) -> float:
+    """`value` to five significant digits."""
+    return float(f"{value:.5g}")
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median and range, to five significant digits."""
+    found = {"median": statistics.median(values), "least": min(values), "most": max(values)}
+    return {name: significant(value) for name, value in found.items()}
+
+
+def interleaved(works: Mapping[str, Work], rounds: int, device: torch.device) -> dict[str, list[Sample]]:
+    """Times each of `works` once per round, A B C, B C A, …, after a round that is not counted.
+
+    torch's generators are seeded alike before each work of a round: what draws the same random numbers, draws the
+    same routing.
+    """
+    names = list(works)
+    for name in names * (3 if device.type == "cuda" else 1):
+        works[name]()
+    samples: dict[str, list[Sample]] = {name: [] for name in names}
+    for number in range(rounds):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            torch.manual_seed(number)
+            samples[name].append(_time(works[name], device))
+    return samples
+
+
+def figures(samples: Sequence[Sample]) -> dict[str, dict[str, float]]:
+    """Each kind of seconds over the rounds."""
+    found = {
+        "process_seconds": spread([sample.process for sample in samples]),
+        "wall_seconds": spread([sample.wall for sample in samples]),
+    }
+    of_device = [sample.device for sample in samples if sample.device is not None]
+    return {**found, "device_seconds": spread(of_device)} if of_device else found
+
+
+def cost(samples: Sequence[Sample]) -> float:
+    """Median of what ratios are made of."""
+    return statistics.median(sample.cost for sample in samples)
+
+
+def ratio(samples: Sequence[Sample], others: Sequence[Sample], factor: float = 1.0) -> dict[str, float]:
+    """Cost of one ÷ cost of the other times `factor`, round by round."""
+    return spread([factor * one.cost / other.cost for one, other in zip(samples, others, strict=True)])
+
+
+def matrix_product(device: torch.device) -> Work:
+    """The unit of work on that device."""
+    left, right = torch.randn(2, 2048, 2048, device=device).unbind()
+    return lambda: left @ right
+
+
+def _time(work: Work, device: torch.device) -> Sample:
+    if device.type != "cuda":
+        process, wall = time.process_time(), time.perf_counter()
+        work()
+        return Sample(time.process_time() - process, time.perf_counter() - wall, None)
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize(device)
+    process, wall = time.process_time(), time.perf_counter()
+    start.record()
+    work()
+    end.record()
+    end.synchronize()
+    return Sample(time.process_time() - process, time.perf_counter() - wall, start.elapsed_time(end) / 1000)
