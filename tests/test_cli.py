@@ -162,6 +162,45 @@ def test_check_trains_nothing(started, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("override", "problem", "remedy"),
+    [
+        ("model.moe.top_k=7", "top_k = 7 exceeds the number of experts, 6", "lower top_k or add experts"),
+        ('model.moe.experts=["edge", "contrasts"]', 'experts[1] has no choice "contrasts"', 'did you mean "contrast"?'),
+        ('model.moe.experts=["edge", "smell"]', 'experts[1] must be one of "texture", "edge"', '"semantic"'),
+        ("model.width=20", "width must be a multiple of 8, not 20", "take 24"),
+        ("model.backbone=vit_tiny_patch16_224", "features at strides [16, 16, 16]", "choose a pyramid such as"),
+        ("model.backbone=resnet19", 'unknown backbone "resnet19"', "did you mean one of resnet1"),
+        ("model.weights=nowhere.safetensors", "no backbone weights at nowhere", "give the path of a .safetensors file"),
+    ],
+)
+def test_check_refuses_a_network_that_cannot_be_with_one_message(
+    tiny_experiment, tmp_path, capfd, override, problem, remedy
+):
+    tiny_experiment()
+    assert main(["train", str(tmp_path / "tiny.toml"), override, "--check"]) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert problem in err
+    assert remedy in err
+
+
+def test_check_says_where_pretrained_weights_come_from_and_what_to_do_without_a_network(
+    tiny_experiment, tmp_path, monkeypatch, capfd
+):
+    tiny_experiment()
+    given = ["train", str(tmp_path / "tiny.toml"), "model.pretrained=true", "--check"]
+    assert main(given) == 0
+    said = " ".join(capfd.readouterr().out.split())
+    assert "without a network, download model.safetensors of https://huggingface.co/timm/resnet10t.c3_in1k on" in said
+    assert "give the file's path as model.weights" in said
+    monkeypatch.setattr("camox.models.backbone.try_to_load_from_cache", lambda repository, file: "/cache")
+    assert main(given) == 0
+    assert "the pretrained weights of resnet10t are on this machine" in capfd.readouterr().out
+
+
 def test_debug_shows_the_traceback(monkeypatch, capfd):
     monkeypatch.setenv("CAMOX_DEBUG", "1")
     assert main(["train", "nowhere.toml"]) == 2

@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from ablation_summary import summarise
-from ablation_tables import markdown_tables, replace_block
+from ablation_tables import markdown_tables
 from camox.data.sources import held_out_split, open_sources, open_training_sources
 from camox.errors import CamoxError, DataError, ExperimentError
 from camox.experiment import Experiment
 from camox.tracking.console import Console
 from machine import machine, versions
+from pages import fill_block
 
 MODES = ("sparse", "dense", "static", "random")
 MEASURED = Path(__file__).resolve().with_name("measured_process.py")
@@ -302,8 +303,7 @@ def show(options: argparse.Namespace, console: Console) -> None:
     if options.markdown is None:
         console.notice(tables)
     else:
-        page = options.markdown.read_text(encoding="utf-8")
-        options.markdown.write_text(replace_block(page, tables, str(options.markdown)), encoding="utf-8")
+        fill_block(options.markdown, "ablation", tables)
     if options.figures is not None:
         from ablation_figures import draw_figures
 

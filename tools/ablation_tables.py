@@ -4,9 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ablation_summary import Run, mean_usage, spread
-from camox.errors import DataError
 
-BEGIN, END = "<!-- ablation -->", "<!-- /ablation -->"
 _MISSING = "–"
 _PREFERRED = 2
 
@@ -21,19 +19,6 @@ def markdown_tables(study: dict[str, Any]) -> str:
     if routed:
         tables += [_information(routed), _preferences(routed)]
     return "\n\n".join(tables)
-
-
-def replace_block(page: str, text: str, name: str) -> str:
-    """The page with `text` between its two markers, `<!-- ablation -->` and `<!-- /ablation -->`.
-
-    Raises:
-        DataError: the page, called `name`, has not each of them once and in this order.
-    """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end or page.count(BEGIN) != 1 or page.count(END) != 1:
-        raise DataError(f"{name}: has no place for the tables: put the lines {BEGIN} and {END} where they shall go")
-    return f"{before}{BEGIN}\n{text}\n{END}{after}"
 
 
 def _setting(study: dict[str, Any]) -> str:

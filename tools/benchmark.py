@@ -2,10 +2,11 @@
 
 python tools/benchmark.py step --json benchmarks/results/step.json
 python tools/benchmark.py moe --rounds 3
+python tools/benchmark.py step --from benchmarks/results/step.json --markdown docs/model.md
 
 Suites: `step`, a whole training step; `moe`, the mixtures of experts alone. What is compared is timed in interleaved
 rounds and by process time (on a GPU by its own clock), so that neither a slow minute nor a neighbour on the machine
-favours one of them.
+favours one of them. With `--from` nothing is measured: the tables of a results file are shown, or written into a page.
 """
 
 import argparse
@@ -24,11 +25,12 @@ import torch
 from rich.console import Console
 
 from benchmarking.moe import measure_mixtures
-from benchmarking.report import Report
+from benchmarking.report import Report, markdown_tables, show
 from benchmarking.settings import PRECISIONS, Settings
 from benchmarking.step import measure_steps
 from camox.errors import CamoxError
 from machine import machine, versions
+from pages import fill_block
 
 SUITES: dict[str, Callable[[Settings], Report]] = {"step": measure_steps, "moe": measure_mixtures}
 
@@ -36,6 +38,8 @@ SUITES: dict[str, Callable[[Settings], Report]] = {"step": measure_steps, "moe":
 def main(arguments: list[str] | None = None) -> int:
     """Parses the command line, measures, shows and writes."""
     options = _parse(arguments)
+    if options.results is not None:
+        return _show(options.suite, options.results, options.markdown)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     settings = Settings(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Settings)})
@@ -44,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     except CamoxError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
-    report.show(Console())
+    show(report.plain(), Console())
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(_document(settings, report, arguments), indent=2) + "\n")
@@ -57,6 +61,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("suite", choices=SUITES)
     parser.add_argument("--device", choices=("cpu", "cuda"), default=default.device)
     parser.add_argument("--json", type=Path, help="file for the results")
+    parser.add_argument("--from", dest="results", type=Path, metavar="FILE", help="show these results, measure nothing")
+    parser.add_argument("--markdown", type=Path, metavar="PAGE", help="with --from: the page whose tables to replace")
     parser.add_argument("--backbone", default=default.backbone)
     parser.add_argument("--image-size", type=int, default=default.image_size)
     parser.add_argument("--batch", type=int, default=default.batch)
@@ -70,6 +76,23 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     if options.device == "cpu" and options.precision == "fp16":
         parser.error("--precision fp16 needs --device cuda: on a CPU use fp32 or bf16")
     return options
+
+
+def _show(suite: str, results: Path, page: Path | None) -> int:
+    """The tables of a results file, on the screen or in a page."""
+    try:
+        document = json.loads(results.read_text(encoding="utf-8"))
+        if page is None:
+            show(document, Console())
+        else:
+            fill_block(page, suite, markdown_tables(document))
+    except (OSError, json.JSONDecodeError, KeyError) as error:
+        sys.stderr.write(f"error: {results}: cannot be read as results: {error}\n")
+        return 2
+    except CamoxError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    return 0
 
 
 def _document(settings: Settings, report: Report, arguments: list[str] | None) -> dict[str, Any]:

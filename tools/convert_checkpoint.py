@@ -8,21 +8,21 @@ What is written holds weights alone: `camox evaluate`, `predict` and `inspect` t
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from camox.checkpoints.folders import CHECKPOINTS
-from camox.checkpoints.store import Checkpoint, read_checkpoint, resolve, write_folder
+from camox.checkpoints.store import read_checkpoint, resolve, write_folder
 from camox.errors import CamoxError, CheckpointError
 from camox.models.camoxpert import CamoXpert
-from camox.models.conversion import convert_state
 from camox.tracking.console import Console
 
-WEIGHTS = ("model", "ema")
+NAMES = {"model": "raw", "ema": "EMA"}
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Parses the command line, converts, says what was written."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", metavar="CHECKPOINT_OR_RUN", type=Path, help="of a run its best, else its latest")
@@ -30,7 +30,7 @@ def main() -> int:
     parser.add_argument("--experts", nargs="+", metavar="NAME", help="those to keep, in this order; by default all")
     parser.add_argument("--top-k", type=int, metavar="K", help="by default as it is")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the checkpoint, a new one")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     try:
         convert(options.source, options.out, mode=options.mode, experts=options.experts, top_k=options.top_k)
     except CamoxError as error:
@@ -46,34 +46,27 @@ def convert(source: Path, out: Path, **changes: Any) -> None:
     if out.absolute().parent.name == CHECKPOINTS:
         raise CheckpointError(f"{out}: a run would take it for a checkpoint of its own: give a place outside of runs")
     checkpoint = read_checkpoint(resolve(source))
-    try:
-        tensors, config = _convert_weights(checkpoint, changes)
-    except CamoxError as error:
-        raise type(error)(f"{checkpoint.path}: {error}") from error
+    networks = {
+        stem: CamoXpert.from_pretrained(checkpoint.path, stem, **changes) for stem in NAMES if stem in checkpoint.stems
+    }
+    config = networks["model"].config
+    if all(config[key] == checkpoint.config[key] for key in changes):
+        raise CheckpointError(f"{checkpoint.path}: is like that already: give another --mode, --experts or --top-k")
+    tensors = {stem: network.state_dict() for stem, network in networks.items()}
+    rows: list[tuple[str, object]] = [
+        ("from", checkpoint.path),
+        ("mode", f"{checkpoint.config['mode']} → {config['mode']}"),
+        ("experts", ", ".join(config["experts"])),
+        ("top_k", config["top_k"]),
+        ("weights", ", ".join(NAMES[stem] for stem in tensors)),
+    ]
     manifest = checkpoint.manifest
-    converted = {key: config[key] for key in ("mode", "experts", "top_k")}
-    state = {"step": manifest.step, "epoch": manifest.epoch, "converted": {"from": str(checkpoint.path), **converted}}
+    state = {"step": manifest.step, "epoch": manifest.epoch, "converted_from": str(checkpoint.path)}
     if "image_size" in checkpoint.state:
         state["image_size"] = checkpoint.state["image_size"]
-    # Its scores are those of another network.
+    # Without the scores: they are those of another network.
     write_folder(out, tensors, state, config, replace(manifest, measures={}))
-    rows: list[tuple[str, object]] = [("from", checkpoint.path), *converted.items()]
-    rows.append(("weights", ", ".join({"model": "raw", "ema": "EMA"}[stem] for stem in tensors)))
-    Console().summary(f"{out}: weights alone, not scored yet; training cannot be resumed from them", rows)
-
-
-def _convert_weights(checkpoint: Checkpoint, changes: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    tensors, config = {}, checkpoint.config
-    for stem in WEIGHTS:
-        if stem in checkpoint.stems:
-            tensors[stem], config = convert_state(checkpoint.tensors(stem), checkpoint.config, **changes)
-    if config == checkpoint.config:
-        raise CheckpointError("is like that already: change --mode, --experts or --top-k")
-    # Whether the twin takes them is found out before anything is written.
-    network = CamoXpert(**config)
-    for state in tensors.values():
-        network.load_state_dict(state)
-    return tensors, config
+    Console().summary(f"{out}: weights alone, not scored yet; no training goes on from them", rows)
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ def _experts(model: "Model") -> Problems:
     yield from _duplicates(("model", "moe", "experts"), moe.experts)
     yield from _duplicates(("model", "moe", "scales"), moe.scales)
     if moe.top_k > len(moe.experts):
-        message = f"top_k = {moe.top_k} exceeds the {len(moe.experts)} of experts: lower top_k or add experts"
+        message = f"top_k = {moe.top_k} exceeds the number of experts, {len(moe.experts)}: lower top_k or add experts"
         yield Problem(("model", "moe", "top_k"), message, reads=(("model", "moe", "experts"),))
 
 

@@ -118,11 +118,16 @@ def _problem(details: Mapping[str, Any], vocabulary: Vocabulary, data: Any) -> P
         )
         return Problem(path, f"{name} must be {_TYPES[kind]}, not {described(value)}{remedy}")
     if kind in _BOUNDS:
-        bound, words = _BOUNDS[kind]
-        return Problem(path, f"{name} must be {words} {context[bound]}, not {value}")
+        key, words = _BOUNDS[kind]
+        return Problem(path, f"{name} must be {words} {context[key]}, not {value}{_next_multiple(value, context)}")
     if kind == "literal_error":
         return Problem(path, _not_one_of(name, value, context["expected"]))
     return Problem(path, f"{name} {_other(kind, value, context, details['msg'])}")
+
+
+def _next_multiple(value: int, context: Mapping[str, Any]) -> str:
+    step = context.get("multiple_of")
+    return f": take {max(step, -(-value // step) * step)}" if step else ""
 
 
 def _other(kind: str, value: Any, context: Mapping[str, Any], otherwise: str) -> str:
@@ -133,6 +138,8 @@ def _other(kind: str, value: Any, context: Mapping[str, Any], otherwise: str) ->
         return "must not be empty"
     if kind == "too_long":
         return f"must have {context['max_length']} values, not {len(value)}"
+    if kind == "choice":
+        return f"{otherwise}, not {described(value)}"
     if kind == "finite_number":
         return f"must be a finite number, not {value}"
     return f"is wrong: {otherwise}"

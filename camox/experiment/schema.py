@@ -3,11 +3,21 @@
 There is no key without effect: one whose feature does not exist is unknown here.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic_core import PydanticCustomError
 
 from camox.experiment.table import Table
+
+
+def _check_granularity(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """Pydantic alone would report one mistake for each of the two types."""
+    try:
+        return check(value)
+    except ValidationError as error:
+        raise PydanticCustomError("choice", 'must be "image" or the rows of a grid, from 2 to 16') from error
+
 
 Expert = Literal["texture", "edge", "contrast", "frequency", "attention", "semantic", "patch_frequency", "hybrid"]
 Measure = Literal[
@@ -16,6 +26,10 @@ Measure = Literal[
 ]  # fmt: skip
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(ge=0)]
+Granularity = Annotated[
+    Literal["image"] | Annotated[int, Field(ge=2, le=16)],
+    WrapValidator(_check_granularity),
+]
 
 
 class Identity(Table):
@@ -125,7 +139,7 @@ class MixtureOfExperts(Table):
     shared: bool = False
     """One more expert at each scale, a hybrid of all cues, that every image passes through."""
 
-    granularity: Literal["image"] | Annotated[int, Field(ge=2, le=16)] = "image"
+    granularity: Granularity = "image"
     """What is routed: whole images, or the regions of a grid with this many rows and columns."""
 
     dispatch: Literal["sorted", "masked"] = "sorted"

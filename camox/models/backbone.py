@@ -1,11 +1,15 @@
 """The timm feature extractor behind the model: any backbone with features at strides 4, 8, 16 and 32."""
 
+from contextlib import suppress
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor, nn
 
 from camox.errors import ExperimentError
@@ -140,19 +144,65 @@ def _create(name: str, pretrained: bool, weights: str | Path | None) -> Any:
         raise ExperimentError(f'unknown backbone "{name}": {hint}')
     if weights is not None:
         return _create_from_file(name, Path(weights))
+    source = pretrained_source(name) if pretrained else None
     try:
+        if source is not None and not source.is_cached:
+            source.require_answer()
         return timm.create_model(name, pretrained=pretrained, features_only=True)
     # The hub client raises a dozen unrelated types for "no network"; without `pretrained` nothing is fetched.
     except Exception as error:
-        if not pretrained:
+        if source is None:
             raise ExperimentError(
                 f'backbone "{name}" cannot be used as a feature extractor ({error}): choose another'
             ) from error
         raise ExperimentError(
-            f'pretrained weights of "{name}" could not be fetched ({type(error).__name__}: {error}): '
-            "download them where there is a network and give their path with model.weights=…safetensors, "
+            f'pretrained weights of "{name}" could not be fetched ({type(error).__name__}: {error}): {source.remedy}, '
             "or set model.pretrained=false"
         ) from error
+
+
+@dataclass(frozen=True)
+class PretrainedSource:
+    """Where timm's weights of a backbone come from."""
+
+    page: str
+    """Address of the repository on the hub, or of a file elsewhere."""
+    repository: str | None
+    """Name of the repository on the hub."""
+
+    @property
+    def remedy(self) -> str:
+        """What to do without a network."""
+        file = "model.safetensors of " if self.repository else ""
+        return f"download {file}{self.page} on another machine and give the file's path as model.weights"
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether the hub's client has the weights on this machine already."""
+        files = ("model.safetensors", "pytorch_model.bin") if self.repository else ()
+        return any(isinstance(try_to_load_from_cache(str(self.repository), file), str) for file in files)
+
+    def require_answer(self) -> None:
+        """One request to the hub, which raises whatever its client does: downloads would be tried for a minute."""
+        if self.repository:
+            with suppress(HfHubHTTPError):  # an answer all the same
+                get_hf_file_metadata(hf_hub_url(self.repository, "model.safetensors"))
+
+
+def pretrained_source(name: str) -> PretrainedSource:
+    """Where the pretrained weights of a timm model come from, without asking the network.
+
+    Raises:
+        ExperimentError: it has none.
+    """
+    settings = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    repository, address = getattr(settings, "hf_hub_id", None), getattr(settings, "url", None)
+    if not repository and not address:
+        raise ExperimentError(
+            f'there are no pretrained weights of "{name}": set model.pretrained=false, give a file as model.weights, '
+            "or choose another backbone"
+        )
+    return PretrainedSource(f"https://huggingface.co/{repository}" if repository else str(address), repository)
 
 
 def _create_from_file(name: str, weights: Path) -> Any:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from camox.errors import CheckpointError, ExperimentError
 from camox.models.backbone import STRIDES, Backbone
 from camox.models.balance import LoadBalance
+from camox.models.conversion import convert_state
 from camox.models.decoder import Decoder, SearchIdentification
 from camox.models.experts import EXPERTS
 from camox.models.moe import MixtureOfExperts, plan_dispatch
@@ -226,8 +227,10 @@ class CamoXpert(nn.Module):
         )
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, weights: str = "model") -> "CamoXpert":
+    def from_pretrained(cls, folder: str | Path, weights: str = "model", **changes: Any) -> "CamoXpert":
         """Loads `config.json` and `<weights>.safetensors` (`model` or `ema`) of a checkpoint folder; eval mode.
+
+        `changes` are arguments in place of those in `config.json`, such as `mode="dense"`: see `convert_state`.
 
         Raises:
             CheckpointError: a file is missing, or does not fit.
@@ -240,8 +243,13 @@ class CamoXpert(nn.Module):
             if not file.is_file():
                 raise CheckpointError(f"{folder} has no {file.name}: give the folder of a camox checkpoint")
         try:
-            model = cls(**json.loads(config_file.read_text()))
-            model.load_state_dict(load_file(weights_file))
+            config, state = json.loads(config_file.read_text()), load_file(weights_file)
+            if changes:
+                state, config = convert_state(state, config, **changes)
+            model = cls(**config)
+            model.load_state_dict(state)
+        except CheckpointError as error:
+            raise CheckpointError(f"{folder}: {error}") from error
         except (SafetensorError, RuntimeError, TypeError, json.JSONDecodeError) as error:
             raise CheckpointError(f"{folder} cannot be loaded as a camox model: {error}") from error
         return model.eval()
@@ -302,6 +310,8 @@ def _check_arguments(config: dict[str, Any]) -> None:
         raise ExperimentError(f"unknown experts {unknown}: choose from {list(EXPERTS)}")
     if len(set(experts)) != len(experts):
         raise ExperimentError(f"experts {list(experts)} name one twice: name each once")
+    if not experts:
+        raise ExperimentError(f"experts is empty: name at least one of {list(EXPERTS)}, or set scales to none")
     if not 1 <= top_k <= len(experts):
         raise ExperimentError(f"top_k = {top_k} of {len(experts)} experts: choose between 1 and {len(experts)}")
     if width % 8 or width < 8:

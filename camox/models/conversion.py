@@ -48,6 +48,7 @@ def convert_state(
     Raises:
         CheckpointError: the network does not hold what the other needs.
     """
+    others = {name: list(value) if isinstance(value, tuple) else value for name, value in others.items()}  # as in JSON
     _require_equal(config, others)
     held = _experts_held(config)
     mode = mode or config["mode"]

@@ -3,6 +3,7 @@
 from camox.data.loading import TrainSet
 from camox.data.sources import open_sources, open_training_sources
 from camox.experiment import Experiment
+from camox.models.backbone import pretrained_source
 from camox.models.camoxpert import CamoXpert
 from camox.tracking.console import Console
 from camox.training.run_folder import RunFolder
@@ -24,7 +25,12 @@ def check(experiment: Experiment) -> None:
     if model.pretrained and model.weights is None:
         without = model.model_copy(update={"pretrained": False})
         network = CamoXpert.from_experiment(experiment.model_copy(update={"model": without}))
-        console.notice(f"the pretrained weights of {model.backbone} are fetched when training starts")
+        source = pretrained_source(model.backbone)
+        weights = f"the pretrained weights of {model.backbone}"
+        if source.is_cached:
+            console.notice(f"{weights} are on this machine")
+        else:
+            console.notice(f"{weights} are fetched when training starts; without a network, {source.remedy}")
     else:
         network = CamoXpert.from_experiment(experiment)
     parameters = sum(parameter.numel() for parameter in network.parameters()) / 1e6

@@ -1,12 +1,29 @@
 """A run's whole state, to a checkpoint and back: what is resumed is the run that was interrupted."""
 
+from pathlib import Path
+
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from camox.checkpoints.store import Checkpoint, is_better
+from camox.checkpoints.store import Checkpoint, is_better, read_checkpoint
 from camox.errors import CheckpointError
 from camox.training.telemetry import Scores
+
+
+def open_to_resume(path: Path) -> Checkpoint:
+    """Verifies and opens a checkpoint to go on from.
+
+    Raises:
+        CheckpointError: it is damaged, or holds weights alone.
+    """
+    checkpoint = read_checkpoint(path)
+    if "optimizer" not in checkpoint.stems:
+        raise CheckpointError(
+            f"{path} holds weights alone, as a converted checkpoint does, and no state of a training to go on from: "
+            "resume the run that it was made of; evaluate it or predict with it as it is"
+        )
+    return checkpoint
 
 
 def generator_states(ranks: int) -> dict[str, dict[str, Tensor]]:

@@ -15,7 +15,6 @@ from camox.checkpoints.store import (
     Checkpoint,
     is_better,
     list_checkpoints,
-    read_checkpoint,
     retain,
     set_pointer,
     write_checkpoint,
@@ -49,7 +48,7 @@ from camox.training.phases import (
     phase_sampler,
 )
 from camox.training.processes import build_accelerator, once
-from camox.training.resume import better_weights, generator_states, load_into, restore_generators
+from camox.training.resume import better_weights, generator_states, load_into, open_to_resume, restore_generators
 from camox.training.routing import RoutingWatch
 from camox.training.run_folder import RunFolder, outcome
 from camox.training.sampler import EpochBatches
@@ -90,7 +89,7 @@ class Trainer:
         try:
             self._build()
             if checkpoint is not None:
-                self._restore(read_checkpoint(checkpoint))
+                self._restore(open_to_resume(checkpoint))
             self._start_tracking()
             self._train()
             self._finish()

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import huggingface_hub.constants
 import pytest
 import timm
 import torch
@@ -100,9 +101,34 @@ def test_refuses_a_backbone_it_cannot_use_and_says_which_it_can(name, message):
         Backbone(name)
 
 
-def test_pretrained_without_a_network_names_the_remedy():
-    with pytest.raises(ExperimentError, match=r"model\.weights"):
+@pytest.mark.parametrize("offline", [True, False])
+def test_pretrained_without_a_network_is_one_message_at_once_with_the_remedy(monkeypatch, caplog, offline):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr(timm, "create_model", lambda *arguments, **options: pytest.fail("left to the hub's client"))
+    remedy = r"could not be fetched.*: download model\.safetensors of https://huggingface\.co/timm/resnet10t\.c3_in1k "
+    with pytest.raises(ExperimentError, match=remedy + r"on another machine .* as model\.weights, or set model\.pre"):
         Backbone("resnet10t", pretrained=True)
+    assert not caplog.records
+
+
+def test_pretrained_weights_on_this_machine_are_not_asked_for(monkeypatch):
+    asked = []
+    monkeypatch.setattr("camox.models.backbone.get_hf_file_metadata", lambda address: asked.append(address))
+    monkeypatch.setattr(
+        "camox.models.backbone.try_to_load_from_cache", lambda repository, file: f"/cache/{repository}/{file}"
+    )
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, **options: create(name, **options | {"pretrained": False}))
+    Backbone("resnet10t", pretrained=True)
+    assert not asked
+    monkeypatch.setattr("camox.models.backbone.try_to_load_from_cache", lambda repository, file: None)
+    Backbone("resnet10t", pretrained=True)
+    assert asked == ["https://huggingface.co/timm/resnet10t.c3_in1k/resolve/main/model.safetensors"]
+
+
+def test_pretrained_where_there_are_no_weights_is_refused_before_any_request():
+    with pytest.raises(ExperimentError, match=r'no pretrained weights of "coatnet_0_224": set model\.pretrained=false'):
+        Backbone("coatnet_0_224", pretrained=True)
 
 
 @pytest.mark.parametrize(

@@ -316,6 +316,7 @@ def test_a_damaged_checkpoint_is_named(build, tmp_path, spoil, message):
         ({"top_k": 0}, "choose between 1 and 6"),
         ({"experts": ("edge", "smell")}, r"smell.*choose from"),
         ({"experts": ("edge", "edge")}, "twice"),
+        ({"experts": ()}, "name at least one of"),
         ({"width": 20}, "multiple of 8"),
         ({"scales": (4, 5)}, "strides"),
         ({"mode": "spares"}, "choose from"),

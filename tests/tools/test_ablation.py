@@ -12,10 +12,11 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 import ablation
 from ablation_figures import draw_figures
 from ablation_summary import spread, summarise
-from ablation_tables import markdown_tables, replace_block
+from ablation_tables import markdown_tables
 from camox.errors import DataError, ExperimentError
 from camox.experiment import Experiment
 from camox.training.trainer import Trainer
+from pages import replace_block
 from tests.conftest import TINY_EXPERIMENT
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -274,9 +275,9 @@ def test_tables_of_one_seed_without_routing(study):
 
 def test_block_of_a_page_is_replaced_each_time():
     page = "Before.\n\n<!-- ablation -->\nold\n<!-- /ablation -->\n\nAfter.\n"
-    new = replace_block(page, "new", "page.md")
+    new = replace_block(page, "ablation", "new", "page.md")
     assert new == "Before.\n\n<!-- ablation -->\nnew\n<!-- /ablation -->\n\nAfter.\n"
-    assert replace_block(new, "new", "page.md") == new
+    assert replace_block(new, "ablation", "new", "page.md") == new
 
 
 @pytest.mark.parametrize(
@@ -285,7 +286,7 @@ def test_block_of_a_page_is_replaced_each_time():
 )
 def test_page_without_a_place_for_the_tables(page):
     with pytest.raises(DataError, match=r"page\.md: has no place"):
-        replace_block(page, "new", "page.md")
+        replace_block(page, "ablation", "new", "page.md")
 
 
 def test_figures_are_pictures(study, tmp_path):

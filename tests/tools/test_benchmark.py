@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from benchmark import main
-from benchmarking import counters, cuda
+from benchmarking import counters, cuda, step, timing
 from benchmarking.counters import count_calls, multiply_adds, parameter_count, saved_bytes
 from benchmarking.moe import Mixtures
 from benchmarking.networks import VARIANTS, build_network
@@ -182,11 +182,12 @@ def test_rounds_are_interleaved_rotated_and_seeded_alike():
     seen = []
     works = {name: (lambda name=name: seen.append((name, torch.rand(()).item()))) for name in "ABC"}
     samples = interleaved(works, 4, CPU)
-    timed = seen[3:]
-    assert "".join(name for name, _ in seen) == "ABC" + "ABC" + "BCA" + "CAB" + "ABC"
+    met, timed = seen[:9], seen[9:]
+    assert "".join(name for name, _ in seen) == 3 * "ABC" + "ABC" + "BCA" + "CAB" + "ABC"
     drawn = [{value for _, value in timed[start : start + 3]} for start in range(0, 12, 3)]
     assert all(len(values) == 1 for values in drawn)
-    assert len(set.union(*drawn)) == 4
+    assert len(set.union(*drawn)) == 3
+    assert set.union(*drawn) == {value for _, value in met}  # nothing is timed that was not run before
     assert {name: len(found) for name, found in samples.items()} == {"A": 4, "B": 4, "C": 4}
 
 
@@ -261,6 +262,8 @@ def test_the_first_wait_is_reported_and_other_errors_are_raised(sync_modes):
 def measure(suite: str, file: Path, monkeypatch) -> dict:
     """What the suite writes at toy size, with one routing per count instead of several."""
     monkeypatch.setattr(counters, "DRAWS", 1)
+    monkeypatch.setattr(timing, "ROUTINGS", 1)
+    monkeypatch.setattr(step, "BACKBONES", {"resnet10t": "some network"})
     sizes = {"--backbone": "resnet10t", "--width": 8, "--image-size": 64, "--batch": 2, "--rounds": 1}
     assert main([suite, "--json", str(file), *(str(word) for pair in sizes.items() for word in pair)]) == 0
     return json.loads(file.read_text())
@@ -289,7 +292,9 @@ def test_step_measures_every_variant(tmp_path, monkeypatch, capsys):
     assert millions["no_experts"] < millions["static"] < millions["random"] < millions["sparse"] == millions["dense"]
     assert networks["per_image_loop"]["gmac_per_image"] == pytest.approx(networks["sparse"]["gmac_per_image"], rel=1e-3)
 
-    assert set(found["ratios"]["step time"]) == {f"sparse / {name}" for name in networks if name != "sparse"}
+    others = {name for name in networks if name != "sparse"} | {"resnet10t"}
+    assert set(found["ratios"]["step time"]) == {f"sparse / {name}" for name in others}
+    assert found["results"]["backbones alone"]["resnet10t"]["units_per_image"]["median"] > 0
     assert found["ratios"]["saved bytes"]["sparse / dense"] < 1
     met = {target["what"]: target["met"] for target in found["targets"]}
     assert len(met) == 8
@@ -307,6 +312,43 @@ def test_moe_measures_mixtures_and_every_expert(tmp_path, monkeypatch):
     assert mixtures["sparse"]["gmac_per_image"] < mixtures["masked"]["gmac_per_image"]
     assert set(found["ratios"]) == {"time", "operators", "expert time", "expert GMAC"}
     assert len(found["targets"]) == 3
+
+
+@pytest.fixture
+def results(tmp_path):
+    """A results file with one row, one ratio and one target."""
+    rows = {"sparse": {"process_seconds": spread([1.0, 2.0, 6.0]), "saved_bytes": 3_000_000}}
+    report = Report({"networks": rows}, {"step time": {"sparse / dense": 0.5}}, [Target("GMAC", 14, 15.0)])
+    document = {
+        "command": "python tools/benchmark.py step",
+        "machine": {"processor": "a processor", "threads": 2},
+        "versions": {"torch": "2.15"},
+        "settings": {"backbone": "resnet10t", "image_size": 64, "batch": 2, "precision": "fp32", "rounds": 3},
+        **report.plain(),
+    }
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps(document))
+    return file
+
+
+def test_results_become_tables_of_a_page_and_nothing_else_of_it_changes(results, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- step -->\nold\n<!-- /step -->\nafter\n")
+    assert main(["step", "--from", str(results), "--markdown", str(page)]) == 0
+    text = page.read_text()
+    assert text.startswith("before\n<!-- step -->\nresnet10t, 64², batch 2")
+    assert text.endswith("<!-- /step -->\nafter\n")
+    assert "| sparse | 2 | 3 |" in text  # the median of the seconds, megabytes
+    assert "| GMAC | 14 | 15 | no |" in text
+    assert "old" not in text
+
+
+def test_a_page_without_a_place_for_the_tables_is_left_alone(results, tmp_path, capsys):
+    page = tmp_path / "page.md"
+    page.write_text("no markers\n")
+    assert main(["step", "--from", str(results), "--markdown", str(page)]) == 2
+    assert "put the lines <!-- step --> and <!-- /step -->" in capsys.readouterr().err
+    assert page.read_text() == "no markers\n"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """What a suite found, as one JSON object and as tables for people."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rich.box import SIMPLE_HEAD
@@ -53,20 +53,31 @@ class Report(NamedTuple):
         targets = [{**target._asdict(), "met": target.met} for target in self.targets]
         return {"results": self.results, "ratios": self.ratios, "targets": targets}
 
-    def show(self, console: Console) -> None:
-        """Prints one table per section, with medians where there is a spread, then ratios and targets."""
-        for title, rows in self.results.items():
-            console.print(_table(title, rows))
-        ratios = Table("ratio", "of", "median", "least", "most", box=SIMPLE_HEAD)
-        for figure, pairs in self.ratios.items():
-            for pair, value in pairs.items():
-                spread = value if isinstance(value, dict) else {"median": value}
-                ratios.add_row(figure, pair, *(_cell(spread.get(key)) for key in ("median", "least", "most")))
-        console.print(ratios)
-        targets = Table("target", "at most", "measured", "met", box=SIMPLE_HEAD)
-        for target in self.targets:
-            targets.add_row(target.what, _cell(target.at_most), _cell(target.measured), "yes" if target.met else "no")
-        console.print(targets)
+
+def show(document: Mapping[str, Any], console: Console) -> None:
+    """Prints one table per section of `Report.plain()`, with medians where there is a spread."""
+    for header, *rows in _tables(document):
+        table = Table(box=SIMPLE_HEAD)
+        for number, heading in enumerate(header):
+            table.add_column(heading, justify="right" if number else "left", no_wrap=not number)
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+
+
+def markdown_tables(document: Mapping[str, Any]) -> str:
+    """The same tables as Markdown, below a line that says with what and where they were measured."""
+    machine, versions, settings = document["machine"], document["versions"], document["settings"]
+    where = (
+        f"{settings['backbone']}, {settings['image_size']}², batch {settings['batch']}, {settings['precision']}, "
+        f"medians of {settings['rounds']} interleaved rounds; {machine.get('gpu', machine['processor'])}, "
+        f"{machine['threads']} threads, torch {versions['torch']}. Made by `{document['command']}`."
+    )
+    texts = []
+    for header, *rows in _tables(document):
+        lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+        texts.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
+    return "\n\n".join([where, *texts])
 
 
 def quotient(rows: Rows, figure: str, name: str, other: str) -> float:
@@ -74,15 +85,30 @@ def quotient(rows: Rows, figure: str, name: str, other: str) -> float:
     return significant(rows[name][figure] / rows[other][figure])
 
 
-def _table(title: str, rows: Mapping[str, Mapping[str, Any]]) -> Table:
-    figures = list(dict.fromkeys(figure for row in rows.values() for figure in row))
-    table = Table(box=SIMPLE_HEAD)
-    table.add_column(title, no_wrap=True)
-    for figure in figures:
-        table.add_column(_HEADINGS.get(figure, figure), justify="right")
-    for name, row in rows.items():
-        table.add_row(name, *(_cell(row.get(figure), 1e-6 if figure.endswith("_bytes") else 1) for figure in figures))
-    return table
+def _tables(document: Mapping[str, Any]) -> Iterator[list[list[str]]]:
+    """Every table as rows of text, the heading first."""
+    for title, rows in document["results"].items():
+        figures = list(dict.fromkeys(figure for row in rows.values() for figure in row))
+        header = [title, *(_HEADINGS.get(figure, figure) for figure in figures)]
+        yield [
+            header,
+            *([name, *(_figure(row.get(figure), figure) for figure in figures)] for name, row in rows.items()),
+        ]
+    ratios = [["ratio", "of", "median", "least", "most"]]
+    for figure, pairs in document["ratios"].items():
+        for pair, value in pairs.items():
+            spread = value if isinstance(value, dict) else {"median": value}
+            ratios.append([figure, pair, *(_cell(spread.get(key)) for key in ("median", "least", "most"))])
+    yield ratios
+    targets = [["target", "at most", "measured", "met"]]
+    for target in document["targets"]:
+        met = "yes" if target["met"] else "no"
+        targets.append([target["what"], _cell(target["at_most"]), _cell(target["measured"]), met])
+    yield targets
+
+
+def _figure(value: object, name: str) -> str:
+    return _cell(value, 1e-6 if name.endswith("_bytes") else 1)
 
 
 def _cell(value: object, factor: float = 1) -> str:

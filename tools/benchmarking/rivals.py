@@ -1,8 +1,11 @@
-"""Another way to do what camox does, to measure against."""
+"""What to measure against: another way to do what camox does, and the backbones that other networks are built on."""
 
+import timm
 import torch
 from torch import Tensor, nn
 
+from benchmarking.settings import Settings
+from benchmarking.timing import Work
 from camox.models.moe import Dispatch, MixtureOfExperts
 from camox.models.router import Routing
 
@@ -32,3 +35,26 @@ class PerImageLoop(nn.Module):
             ]
             mixed.append(torch.stack(responses).sum(dim=0))
         return x + self.mixture.scale.to(x.dtype) * torch.cat(mixed)
+
+
+BACKBONES = {
+    "edgenext_base": "camox",
+    "res2net50_26w_4s": "SINet-V2",
+    "pvt_v2_b2": "HitNet",
+    "efficientnet_b1": "DGNet",
+}
+"""timm's name of a backbone → who uses it. A network takes at least the time of its backbone."""
+
+
+def backbone_step(name: str, settings: Settings) -> Work:
+    """Forward and backward pass of a backbone alone, without an optimizer's step, on a batch of noise."""
+    network = timm.create_model(name, features_only=True, pretrained=False).to(settings.torch_device).train()
+    images = torch.rand(settings.batch, 3, settings.image_size, settings.image_size, device=settings.torch_device)
+
+    def step() -> None:
+        with settings.autocast():
+            features = network(images)
+        torch.stack([feature.float().mean() for feature in features]).sum().backward()
+        network.zero_grad()
+
+    return step

@@ -1,8 +1,9 @@
-"""Suite `step`: one whole training step of the sparse network against its twins and a rival.
+"""Suite `step`: one whole training step of the sparse network against its twins, a rival, and rivals' backbones.
 
 The step is the trainer's own: forward, objective with the default weights, router losses, backward, clipping by group,
 fused AdamW, gradients dropped. No weight average is kept; it would cost all alike. Routing noise is that of the first
-step, so that the untrained routers choose all experts about equally often.
+step, so that the untrained routers choose all experts about equally often. Of the backbones only the forward and
+backward pass is timed: less than a step of the networks that are built on them.
 """
 
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from benchmarking import cuda
 from benchmarking.counters import forward_counts
 from benchmarking.networks import build_network
 from benchmarking.report import Report, Rows, Target, quotient
+from benchmarking.rivals import BACKBONES, backbone_step
 from benchmarking.settings import PRECISIONS, Settings
 from benchmarking.timing import UNIT, Work, figures, interleaved, matrix_product, ratio
 from camox.data.loading import TrainBatch
@@ -47,17 +49,25 @@ def measure_steps(settings: Settings) -> Report:
         results["waits for the device"] = _waits(settings)
 
     works = {name: prepare(name, settings).step for name in VARIANTS}
-    samples = interleaved(
-        {**works, UNIT: matrix_product(settings.torch_device)}, settings.rounds, settings.torch_device
-    )
+    works |= {name: backbone_step(name, settings) for name in BACKBONES}
+    works[UNIT] = matrix_product(settings.torch_device)
+    samples = interleaved(works, settings.rounds, settings.torch_device)
     for name, row in networks.items():
         per_image = ratio(samples[name], samples[UNIT], 1 / settings.batch)
         networks[name] = {**figures(samples[name]), "units_per_image": per_image, **row}
+    results["backbones alone"] = {
+        name: {
+            "network": network,
+            **figures(samples[name]),
+            "units_per_image": ratio(samples[name], samples[UNIT], 1 / settings.batch),
+        }
+        for name, network in BACKBONES.items()
+    }
     results["unit"] = {UNIT: figures(samples[UNIT])}
 
     others = [name for name in VARIANTS if name != "sparse"]
     ratios: Rows = {
-        "step time": {f"sparse / {name}": ratio(samples["sparse"], samples[name]) for name in others},
+        "step time": {f"sparse / {name}": ratio(samples["sparse"], samples[name]) for name in [*others, *BACKBONES]},
         "saved bytes": {f"sparse / {name}": quotient(networks, "saved_bytes", "sparse", name) for name in others},
     }
     return Report(results, ratios, _targets(networks["sparse"], ratios))

@@ -10,6 +10,9 @@ import torch
 UNIT = "matrix_product"
 """Name of the unit of work: one fp32 matrix product of 2048³ multiply-adds."""
 
+ROUTINGS = 3
+"""Seeds that the rounds take in turn."""
+
 Work = Callable[[], object]
 
 
@@ -42,19 +45,22 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def interleaved(works: Mapping[str, Work], rounds: int, device: torch.device) -> dict[str, list[Sample]]:
-    """Times each of `works` once per round, A B C, B C A, …, after a round that is not counted.
+    """Times each of `works` once per round, A B C, B C A, …, after some rounds that are not counted.
 
     torch's generators are seeded alike before each work of a round: what draws the same random numbers, draws the
-    same routing.
+    same routing. There are `ROUTINGS` seeds in turn, each met before it counts: the libraries make and keep a kernel
+    for every size of a sub-batch, which a run of many thousand steps pays for once.
     """
     names = list(works)
-    for name in names * (3 if device.type == "cuda" else 1):
-        works[name]()
+    for number in range(ROUTINGS):
+        for name in names:
+            torch.manual_seed(number)
+            works[name]()
     samples: dict[str, list[Sample]] = {name: [] for name in names}
     for number in range(rounds):
         first = number % len(names)
         for name in names[first:] + names[:first]:
-            torch.manual_seed(number)
+            torch.manual_seed(number % ROUTINGS)
             samples[name].append(_time(works[name], device))
     return samples
 

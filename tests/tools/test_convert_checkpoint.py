@@ -1,0 +1,163 @@
+"""The converted checkpoint is one that every command opens, and that no training goes on from."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from safetensors.torch import load_file
+
+from camox import cli
+from camox.checkpoints.scan import scan
+from camox.checkpoints.store import list_checkpoints, read_checkpoint, set_pointer, write_checkpoint
+from camox.errors import CheckpointError
+from camox.inference.loaded_model import load_model
+from camox.models.camoxpert import CamoXpert
+from camox.training.trainer import Trainer
+from convert_checkpoint import main
+
+SCRIPT = Path(__file__).parents[2] / "tools" / "convert_checkpoint.py"
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("template") / "run"
+    networks = {stem: CamoXpert("resnet10t", width=8) for stem in ("model", "ema")}
+    tensors = {stem: network.state_dict() for stem, network in networks.items()}
+    for epoch in (1, 2):
+        path = write_checkpoint(
+            folder, f"epoch_{epoch}", tensors | {"optimizer": {"head/step": torch.ones(1)}},
+            state={"image_size": 96}, config=networks["model"].config, measures={"val/iou": 0.5},
+            experiment_fingerprint="f" * 64, step=10 * epoch, epoch=epoch,
+        )  # fmt: skip
+    set_pointer(folder, "best", path.name)
+    return folder
+
+
+@pytest.fixture
+def run(template, tmp_path):
+    """A run of two checkpoints, the second the best."""
+    return shutil.copytree(template, tmp_path / "run")
+
+
+@pytest.fixture
+def convert(tmp_path):
+    """Converts into `out`, which it gives, and expects that to work."""
+
+    def convert(source, *options):
+        out = tmp_path / "out"
+        assert main([str(source), *options, "--out", str(out)]) == 0
+        return out
+
+    return convert
+
+
+def test_it_holds_raw_and_averaged_weights_and_what_is_known_of_them(run, convert):
+    out = convert(run, "--mode", "dense")
+    files = {path.name for path in out.iterdir()}
+    assert files == {"model.safetensors", "ema.safetensors", "config.json", "state.json", "manifest.json"}
+    source, checkpoint = run / "checkpoints" / "epoch_2", read_checkpoint(out)
+    assert (checkpoint.manifest.step, checkpoint.manifest.epoch) == (20, 2)
+    assert checkpoint.manifest.measures == {}
+    assert checkpoint.state["converted_from"] == str(source)
+    assert checkpoint.config["mode"] == "dense"
+    for stem in ("model", "ema"):
+        before, after = load_file(source / f"{stem}.safetensors"), checkpoint.tensors(stem)
+        assert before.keys() == after.keys()
+        assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+def test_a_checkpoint_without_average_is_converted_too(run, convert):
+    checkpoint = run / "checkpoints" / "epoch_1"
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    del manifest["files"]["ema.safetensors"]
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    (checkpoint / "ema.safetensors").unlink()
+    assert read_checkpoint(convert(checkpoint, "--top-k", "3")).stems == ("model",)
+
+
+def test_the_twin_is_the_one_asked_for(run, convert):
+    loaded = load_model(convert(run, "--mode", "static", "--experts", "semantic", "edge"), "ema")
+    assert loaded.model.expert_names == ("semantic", "edge")
+    assert loaded.model.mode == "static"
+    assert loaded.image_size == 96
+
+
+def test_it_says_what_it_wrote(run, convert, capfd):
+    out = convert(run, "--mode", "dense", "--experts", "edge", "texture")
+    printed = " ".join(capfd.readouterr().out.split())
+    assert "weights alone, not scored yet; no training goes on from them" in printed
+    assert "sparse → dense" in printed
+    assert "edge, texture" in printed
+    assert out.name in printed
+
+
+def test_every_command_opens_it_and_training_does_not(tiny_experiment, tmp_path, convert, capfd):
+    experiment = tiny_experiment("model.width=16")
+    Trainer(experiment, None, Accelerator(cpu=True)).run()
+    run = experiment.run_folder
+    out = convert(run, "--mode", "dense")
+    assert scan(out).exit_code == 0
+    for index in range(2):
+        for folder, pixels in (("Imgs", torch.rand(40, 30, 3)), ("GT", (torch.rand(40, 30) > 0.5).float())):
+            (tmp_path / "pairs" / folder).mkdir(parents=True, exist_ok=True)
+            image = Image.fromarray((pixels * 255).byte().numpy())
+            image.save(tmp_path / "pairs" / folder / f"{index}.png")
+    data = ["--data", f"pairs={tmp_path / 'pairs'}", "--out", str(tmp_path / "scores"), "--workers", "0"]
+    assert cli.main(["inspect", str(out)]) == 0
+    assert cli.main(["evaluate", str(out), *data]) == 0
+    assert cli.main(["predict", str(out), str(tmp_path / "pairs" / "Imgs"), "--out", str(tmp_path / "masks")]) == 0
+    capfd.readouterr()
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    again = tiny_experiment("model.width=16", "model.moe.mode=dense", output=tmp_path / "again")
+    with pytest.raises(CheckpointError, match=r"weights alone.*no state of a training to go on from: resume the run"):
+        Trainer(again, str(out), Accelerator(cpu=True)).run()
+    assert not list_checkpoints(again.run_folder)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("options", "out", "message"),
+    [
+        (["--mode", "dense"], "run", "exists already and is not overwritten: give another --out"),
+        (["--mode", "dense"], "run/experiment.toml", "exists already"),
+        (["--mode", "dense"], "run/checkpoints/epoch_3", "a run would take it for a checkpoint of its own"),
+        ([], "out", "is like that already: give another --mode, --experts or --top-k"),
+        (["--mode", "sparse", "--top-k", "2"], "out", "is like that already"),
+        (["--experts", "edge", "hybrid"], "out", "epoch_2: the network holds no expert hybrid, only texture"),
+        (["--experts", "edge"], "out", "epoch_2: top_k = 2 of 1 experts: keep more experts"),
+        (["--experts", "edge", "edge"], "out", "name one twice"),
+        (["--mode", "dense"], "run/experiment.toml/out", "could not be saved"),
+    ],
+)
+def test_what_cannot_be_done_is_one_message_and_leaves_nothing(run, tmp_path, capsys, options, out, message):
+    (run / "experiment.toml").write_text("")
+    before = sorted(tmp_path.rglob("*"))
+    assert main([str(run), *options, "--out", str(tmp_path / out)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_damaged_weights_are_not_converted(run, tmp_path, capsys):
+    file = run / "checkpoints" / "epoch_2" / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    assert main([str(run), "--mode", "dense", "--out", str(tmp_path / "out")]) == 2
+    assert "model.safetensors has another sha256" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_script_works_from_any_folder(run, tmp_path):
+    command = [sys.executable, SCRIPT, "run", "--mode", "random", "--out", "out"]
+    finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert CamoXpert.from_pretrained(tmp_path / "out").mode == "random"
