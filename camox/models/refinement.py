@@ -62,10 +62,12 @@ class Refinement(nn.Module):
         return logits.float() + self.leave(F.gelu(self.spatial(F.gelu(x)))).float()
 
 
-def relative_deviation(log_variance: Tensor) -> Tensor:
+def relative_deviation(log_variance: Tensor, height: int, width: int) -> Tensor:
     """Standard deviation in units of the largest in the same image: `[B, 1, H, W]` → (0, 1].
 
-    Per image, so that a prediction never depends on its batch-mates.
+    Per image, so that a prediction never depends on its batch-mates. Only the first `height` rows and `width` columns
+    are looked at for the largest: what was padded is not part of the image, and is limited to 1.
     """
     deviation = (log_variance / 2).exp()
-    return deviation / deviation.amax(dim=(1, 2, 3), keepdim=True)
+    largest = deviation[..., :height, :width].amax(dim=(1, 2, 3), keepdim=True)
+    return (deviation / largest).clamp(max=1)

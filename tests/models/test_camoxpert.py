@@ -1,5 +1,6 @@
 """The whole network: gradients everywhere, any size, no batch-mates, round trips, and users' mistakes."""
 
+import copy
 import json
 from typing import Any
 
@@ -345,3 +346,26 @@ def test_the_main_recipes_network_stays_within_its_budget():
         network(torch.rand(1, 3, 352, 352))
     assert 7e9 < counter.get_total_flops() / 2 <= 14e9
     assert sum(parameter.numel() for parameter in network.parameters()) <= 30e6
+
+
+# ---- compiled
+
+
+@pytest.mark.parametrize(
+    "backend",
+    ["eager", pytest.param("inductor", marks=pytest.mark.slow)],  # inductor: a minute of compiling
+)
+def test_compiled_experts_and_decoder_have_no_graph_break_and_say_the_same(build, images, monkeypatch, backend):
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda *args, **options: compiler(*args, **options, backend=backend))
+    plain, compiled = build(), build(compile=True)
+    assert list(plain.state_dict()) == list(compiled.state_dict())  # no name of the compiler's in a checkpoint
+    experts = compiled.mixtures["stride_4"].experts.values()
+    assert all(module._compiled_call_impl is not None for module in [*experts, compiled.decoder])
+    for count, size in [(3, 64), (2, 96)]:  # sub-batches of several sizes; fullgraph raises on a break
+        expected = outcome(plain, images(count, size, size))
+        got = outcome(compiled, images(count, size, size))
+        assert all(torch.allclose(a, b, atol=1e-4, rtol=1e-3) for a, b in zip(expected, got, strict=True))
+    average = copy.deepcopy(compiled).eval()
+    with torch.no_grad():
+        assert torch.allclose(average(images()).logits, plain.eval()(images()).logits, atol=1e-4)

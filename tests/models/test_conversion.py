@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -201,7 +202,7 @@ def test_what_is_given_is_left_as_it_was(network):
 
 # ---- what shapes do not allow
 
-OTHERWISE = {
+OTHERWISE: dict[str, Any] = {
     "backbone": "resnet14t", "width": 16, "deep_supervision": False, "refinement_steps": 1,
     "gradient_checkpointing": True, "channels_last": True, "compile": False, "scales": (4, 8), "shared": True,
     "granularity": 2, "dispatch": "masked", "gate": "linear", "temperature": 2.0, "logit_limit": 5.0,

@@ -84,8 +84,17 @@ def test_a_refinement_step_reads_every_clue(clue):
 
 def test_relative_deviation_is_per_image_and_at_most_one():
     log_variance = torch.randn(3, 1, 6, 6) * 3
-    together = relative_deviation(log_variance)
+    together = relative_deviation(log_variance, 6, 6)
     assert torch.allclose(together.amax(dim=(1, 2, 3)), torch.ones(3))
     assert together.min() > 0
-    assert torch.equal(together[:1], relative_deviation(log_variance[:1]))
-    assert torch.allclose(together, relative_deviation(log_variance - 4), atol=1e-6)
+    assert torch.equal(together[:1], relative_deviation(log_variance[:1], 6, 6))
+    assert torch.allclose(together, relative_deviation(log_variance - 4, 6, 6), atol=1e-6)
+
+
+def test_relative_deviation_does_not_look_at_the_padding():
+    log_variance = torch.randn(2, 1, 6, 6)
+    padded = log_variance.clone()
+    padded[..., 4:, :] = padded[..., :, 5:] = 6.0
+    expected = relative_deviation(log_variance[..., :4, :5], 4, 5)
+    assert torch.equal(relative_deviation(padded, 4, 5)[..., :4, :5], expected)
+    assert relative_deviation(padded, 4, 5).max() == 1

@@ -157,7 +157,7 @@ def test_damaged_weights_are_not_converted(run, tmp_path, capsys):
 
 
 def test_script_works_from_any_folder(run, tmp_path):
-    command = [sys.executable, SCRIPT, "run", "--mode", "random", "--out", "out"]
+    command = [sys.executable, str(SCRIPT), "run", "--mode", "random", "--out", "out"]
     finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (finished.returncode, finished.stderr) == (0, "")
     assert CamoXpert.from_pretrained(tmp_path / "out").mode == "random"
