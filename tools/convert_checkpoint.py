@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("source", metavar="CHECKPOINT_OR_RUN", type=Path, help="of a run its best, else its latest")
     parser.add_argument("--mode", choices=("sparse", "dense", "static", "random"), help="by default as it is")
     parser.add_argument("--experts", nargs="+", metavar="NAME", help="those to keep, in this order; by default all")
-    parser.add_argument("--top-k", type=int, metavar="K", help="by default as it is")
+    parser.add_argument("--top-k", type=int, metavar="K", help="by default as it is; of static, all of --experts")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the checkpoint, a new one")
     options = parser.parse_args(arguments)
     try:

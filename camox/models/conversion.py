@@ -49,7 +49,7 @@ def convert_state(
         CheckpointError: the network does not hold what the other needs.
     """
     others = {name: list(value) if isinstance(value, tuple) else value for name, value in others.items()}  # as in JSON
-    _require_equal(config, others)
+    _refuse_other_parameters(config, others)
     held = _experts_held(config)
     mode = mode or config["mode"]
     if mode in _ROUTED and config["mode"] not in _ROUTED:
@@ -76,7 +76,7 @@ def convert_state(
     return converted, {**config, **others, **changed}
 
 
-def _require_equal(config: Mapping[str, Any], others: Mapping[str, Any]) -> None:
+def _refuse_other_parameters(config: Mapping[str, Any], others: Mapping[str, Any]) -> None:
     """Refuses to change what decides which parameters there are."""
     for name in ("mode", "experts", "top_k", "scales"):
         if name not in config:
