@@ -1,7 +1,7 @@
 """Write the weights of a checkpoint as those of its twin: sparse as dense and back, or with fewer experts.
 
-python tools/convert_checkpoint.py runs/dense_416 --mode sparse --top-k 2 --out runs/dense_416_as_sparse
-python tools/convert_checkpoint.py runs/sparse_moe_416 --mode static --experts edge texture --out runs/edge_texture
+python tools/convert_checkpoint.py runs/dense_416 --mode sparse --top-k 2 --out dense_416_as_sparse
+python tools/convert_checkpoint.py runs/sparse_moe_416 --mode static --experts edge texture --out edge_texture
 
 What is written holds weights alone: `camox evaluate`, `predict` and `inspect` take it, no training goes on from it.
 """

@@ -310,7 +310,8 @@ class Phase(Table):
 
     unfreeze: Literal["all", "progressive"] = "all"
     """With "all" what is not frozen is trained from the phase's first epoch. With "progressive" the deepest of the
-    backbone's four stages is, and the next shallower one joins after every quarter of the phase's epochs."""
+    backbone's four stages is, and the next shallower one joins after every quarter of the phase's epochs; the last
+    epoch trains all, however few there are."""
 
     batch_size: int | None = Field(default=None, ge=1)
     """In place of `data.batch_size`."""

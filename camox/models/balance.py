@@ -49,7 +49,7 @@ class LoadBalance(nn.Module):
         """Takes in the choices of one optimizer step over all micro-batches and ranks.
 
         Args:
-            counts: `[E]` fp32, how often each expert was chosen.
+            counts: `[E]` fp32, how often each expert was chosen, in images: a region of a grid is its share of one.
             taken: `[]` bool; where false (the step was skipped) nothing changes. Read on the device: no sync.
         """
         experts = len(counts)

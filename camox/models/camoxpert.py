@@ -95,11 +95,13 @@ class CamoXpert(nn.Module):
         bias_rate: float = 1e-2,
     ):
         super().__init__()
-        # What is needed to build the network again; weights come from the checkpoint then, not from these two.
+        # What is needed to build the network again: weights come from the checkpoint then, and who predicts a few
+        # images does not want to wait for a compiler.
         arguments = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
         self.config: dict[str, Any] = json.loads(json.dumps(arguments, default=str)) | {
             "pretrained": False,
             "weights": None,
+            "compile": False,
         }
         _check_arguments(self.config)
         self.expert_names = tuple(experts[:top_k] if mode == "static" else experts)
@@ -280,7 +282,7 @@ class CamoXpert(nn.Module):
         torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
         for mixture in self.mixtures.values():
             assert isinstance(mixture, MixtureOfExperts)
-            for expert in mixture.experts.values():
+            for expert in [*mixture.experts.values(), *([] if mixture.shared is None else [mixture.shared])]:
                 expert.compile(fullgraph=True, dynamic=True)
         self.decoder.compile(fullgraph=True, dynamic=True)
 

@@ -65,7 +65,7 @@ class MixtureOfExperts(nn.Module):
         self.shared_scale = nn.Parameter(torch.full((1, channels, 1, 1), 0.1)) if shared else None
 
     def forward(self, x: Tensor, routing: Routing, dispatch: Dispatch | None) -> Tensor:
-        normalised = self.norm(x)
+        normalised = self.norm(x).to(x.dtype)  # autocast gives fp32 norms on a GPU: twice the bytes to sort and keep
         routed = split_regions(normalised, self.grid)
         mixed = self._masked(routed, routing) if dispatch is None else self._sorted(routed, routing, dispatch)
         mixed = join_regions(mixed, self.grid, *x.shape[-2:])
@@ -95,13 +95,15 @@ class MixtureOfExperts(nn.Module):
             ]
         )
         responses = _Permute.apply(responses, back, dispatch.order).unflatten(0, (batch, top_k))
-        weights = routing.weights[:, :, None, None, None].to(responses.dtype)
-        mixed = (weights * responses).sum(dim=1)
-        return mixed + self._touch_idle(dispatch.counts).to(mixed.dtype) if self.training else mixed
+        weights = routing.weights
+        if self.training and 0 in dispatch.counts:
+            weights = weights + self._touch_idle(dispatch.counts)
+        # With the type named: on a GPU autocast would make the sum, and all maps after it, fp32.
+        return (weights[:, :, None, None, None].to(responses.dtype) * responses).sum(dim=1, dtype=responses.dtype)
 
     def _run(self, expert: nn.Module, x: Tensor) -> Tensor:
         if self.gradient_checkpointing and self.training:
-            return checkpoint(expert, x, use_reentrant=False)
+            return checkpoint(expert, x, use_reentrant=False, preserve_rng_state=False)  # experts draw nothing
         return expert(x)
 
     def _touch_idle(self, counts: list[int]) -> Tensor:
@@ -118,17 +120,18 @@ class MixtureOfExperts(nn.Module):
 
 class _Permute(torch.autograd.Function):
     """Rows in another order. The backward of indexing does not know that no row occurs twice: it adds, four times
-    slower on a CPU, and on a GPU either sorts or is not deterministic."""
+    slower on a CPU, and on a GPU either sorts or is not deterministic. Indexing keeps NHWC, `index_select` does not.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, order: Tensor, back: Tensor) -> Tensor:
         ctx.save_for_backward(back)
-        return x.index_select(0, order)
+        return x[order]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (back,) = ctx.saved_tensors
-        return gradient.index_select(0, back), None, None
+        return gradient[back], None, None
 
 
 class _Spread(torch.autograd.Function):
@@ -138,9 +141,9 @@ class _Spread(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, order: Tensor, back: Tensor, top_k: int) -> Tensor:
         ctx.save_for_backward(back)
         ctx.top_k = top_k
-        return x.index_select(0, order // top_k)
+        return x[order // top_k]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         (back,) = ctx.saved_tensors
-        return gradient.index_select(0, back).unflatten(0, (-1, ctx.top_k)).sum(dim=1), None, None, None
+        return gradient[back].unflatten(0, (-1, ctx.top_k)).sum(dim=1), None, None, None

@@ -20,7 +20,7 @@ class Routing(NamedTuple):
     """`[N, k]`, int64: the chosen experts, best first."""
 
     weights: Tensor
-    """`[N, k]`, softmax over the chosen experts' logits; sums to 1 for each image."""
+    """`[N, k]`, softmax over the chosen experts' logits; sums to 1 for each image unless probabilities have a floor."""
 
 
 class Router(nn.Module):
@@ -117,7 +117,8 @@ class RandomRouting(nn.Module):
     """The control that routes blindly: k of E experts by chance, with equal weights.
 
     In training the choice is drawn anew each time. In evaluation it is a hash of the image's own pixels, so that a
-    prediction repeats and does not depend on batch-mates. `salt` keeps scales from choosing alike.
+    prediction repeats and does not depend on batch-mates; regions of one and the same content are routed alike. `salt`
+    keeps scales from choosing alike.
     """
 
     def __init__(self, experts: int, top_k: int, salt: int):
@@ -135,8 +136,10 @@ class RandomRouting(nn.Module):
         return torch.rand(len(images), self.experts, device=images.device)
 
     def _hash(self, images: Tensor) -> Tensor:
-        # Whole numbers: their sum is exact in any order, so it is the same in any batch.
-        key = (images.float() * 255).round().long().sum(dim=(1, 2, 3))
+        # Whole numbers: their sum is exact in any order, so it is the same in any batch. Weighted by position, or an
+        # image and its mirror image would be one.
+        pixels = (images.float() * 255).round().long().flatten(1)
+        key = (pixels * (torch.arange(pixels.shape[1], device=images.device) % 8191 + 1)).sum(dim=1)
         experts = torch.arange(1, self.experts + 1, device=images.device)
         mixed = key[:, None] * 0x9E3779B1 + experts * 0x85EBCA77 + self.salt
         for _ in range(2):  # the finaliser of a common 32-bit integer hash

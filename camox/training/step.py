@@ -138,7 +138,8 @@ class TrainingStep:
             buffer.copy_(torch.where(taken, buffer, before))
 
     def _update_balance(self, choices: Tensor, taken: Tensor) -> None:
-        counts = self.accelerator.reduce(choices.float(), "sum")
+        # Balance counts images: a region is a part of one.
+        counts = self.accelerator.reduce(choices.float(), "sum") / self.network.grid**2
         for stride, of_scale in zip(self.network.scales, counts, strict=True):
             self.network.balance(stride).update(of_scale, taken)
 

@@ -422,10 +422,9 @@ class Trainer:
         if "schedule" in state:  # not in checkpoints from before there was a plateau to remember
             self.plateau.load_state_dict(state["schedule"])
         restore_generators(checkpoint, self.accelerator.process_index, self.accelerator.num_processes)
+        self.routing.load_state_dict(state.get("routing", {}))
         if path not in list_checkpoints(self.folder.path):
             self.best = {}  # of another folder: there is nothing here yet to be better than
-        else:
-            self.routing.load_state_dict(state.get("routing", {}))
         best = f"epoch_{self.best['epoch']:04d}" if self.best else None
         once(self.accelerator, lambda: self.folder.go_on_from(path, best))
 

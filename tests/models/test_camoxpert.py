@@ -358,9 +358,10 @@ def test_the_main_recipes_network_stays_within_its_budget():
 def test_compiled_experts_and_decoder_have_no_graph_break_and_say_the_same(build, images, monkeypatch, backend):
     compiler = torch.compile
     monkeypatch.setattr(torch, "compile", lambda *args, **options: compiler(*args, **options, backend=backend))
-    plain, compiled = build(), build(compile=True)
+    plain, compiled = build(shared=True), build(shared=True, compile=True)
     assert list(plain.state_dict()) == list(compiled.state_dict())  # no name of the compiler's in a checkpoint
-    experts = compiled.mixtures["stride_4"].experts.values()
+    experts = [*compiled.mixtures["stride_4"].experts.values(), compiled.mixtures["stride_4"].shared]
+    assert not compiled.config["compile"]  # who loads its checkpoint to predict waits for no compiler
     assert all(module._compiled_call_impl is not None for module in [*experts, compiled.decoder])
     for count, size in [(3, 64), (2, 96)]:  # sub-batches of several sizes; fullgraph raises on a break
         expected = outcome(plain, images(count, size, size))

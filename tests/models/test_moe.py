@@ -102,7 +102,7 @@ def test_idle_experts_have_a_gradient_of_zero_in_training():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_precision_does_not_depend_on_whether_an_expert_is_idle(dtype):
+def test_precision_does_not_depend_on_whether_an_expert_is_idle(dtype, monkeypatch):
     """Batch-mates decide which experts are idle: an image's prediction may not."""
 
     class NormAsOnCuda(nn.GroupNorm):  # there autocast gives fp32 norms, on the CPU it leaves them
@@ -110,6 +110,13 @@ def test_precision_does_not_depend_on_whether_an_expert_is_idle(dtype):
             with torch.autocast("cpu", enabled=False):
                 return super().forward(x.float())
 
+    summed = torch.Tensor.sum
+
+    def sum_as_on_cuda(x, *args, **options):  # there autocast sums in fp32 unless a type is named
+        is_left_alone = "dtype" in options or not x.is_floating_point()
+        return summed(x if is_left_alone else x.float(), *args, **options)
+
+    monkeypatch.setattr(torch.Tensor, "sum", sum_as_on_cuda)
     mixture = make().eval()
     mixture.norm = NormAsOnCuda(8, 16)
     x = torch.randn(3, 16, 6, 9)
@@ -118,7 +125,25 @@ def test_precision_does_not_depend_on_whether_an_expert_is_idle(dtype):
         alone_y = mixture(x[:1].to(dtype), alone, plan_dispatch([alone], 6)[0])
         full = route([[0, 1], [2, 3], [4, 5]])
         full_y = mixture(x.to(dtype), full, plan_dispatch([full], 6)[0])
-    assert alone_y.dtype == full_y.dtype == dtype
+        masked_y = mixture(x.to(dtype), full, None)
+    assert alone_y.dtype == full_y.dtype == masked_y.dtype == dtype
+
+
+@pytest.mark.parametrize("is_sorted", [True, False])
+def test_channels_last_reaches_the_experts_and_their_gradients(is_sorted):
+    mixture, routing = make().to(memory_format=torch.channels_last), route(CHOICES["mixed"])
+    layouts = []
+
+    def look(_, inputs):
+        layouts.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+
+    for expert in mixture.experts.values():
+        expert.register_forward_pre_hook(look)
+    x = torch.randn(4, 16, 6, 9).contiguous(memory_format=torch.channels_last).requires_grad_()
+    y = mixture(x, routing, plan_dispatch([routing], 6)[0] if is_sorted else None)
+    assert layouts == [True] * 6
+    y.square().sum().backward()
+    assert x.grad.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_dispatch_plan_orders_pairs_by_expert_and_counts_them():

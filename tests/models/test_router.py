@@ -211,6 +211,12 @@ def test_random_routing_of_an_image_in_evaluation_depends_on_that_image_alone(pi
     assert torch.equal(routing(pictures.flip(0)).selected, whole.flip(0))
 
 
+def test_random_routing_tells_an_image_from_its_mirror_image(pictures):
+    routing = RandomRouting(6, 2, salt=4).eval()
+    equal = (routing(pictures).selected == routing(pictures.flip(3)).selected).all(dim=1).float().mean()
+    assert equal < 0.08  # by chance 1 of 30 ordered pairs
+
+
 def test_random_routing_of_two_scales_is_independent(pictures):
     one, other = (RandomRouting(6, 2, salt).eval()(pictures).selected.sort(dim=1).values for salt in (8, 32))
     equal = (one == other).all(dim=1).float().mean()

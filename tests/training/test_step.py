@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
@@ -26,10 +27,10 @@ POISON = float("inf")
 class Bench:
     """A training step with everything it acts on."""
 
-    def __init__(self, fp16: bool = False, fused: bool = True):
+    def __init__(self, fp16: bool = False, fused: bool = True, **network: Any):
         torch.manual_seed(0)
         self.accelerator = fp16_accelerator(growth_interval=3) if fp16 else Accelerator(cpu=True)
-        self.network = CamoXpert("resnet10t", width=8).train()
+        self.network = CamoXpert("resnet10t", width=8, **network).train()
         optimizer = build_optimizer(self.network, {}, 1e-4, (0.9, 0.999), fused=fused)
         self.optimizer = self.accelerator.prepare(optimizer)
         self.shell = self.accelerator.prepare(TrainingShell(self.network))
@@ -188,8 +189,9 @@ def record(bench: Bench, gradients: dict[str, torch.Tensor]) -> None:
     bench.accelerator.unscale_gradients = unscale_and_record
 
 
-def test_balance_counts_all_micro_batches_of_a_step():
-    bench = Bench()
+@pytest.mark.parametrize("granularity", ["image", 2])
+def test_balance_counts_the_images_of_all_micro_batches_of_a_step(granularity):
+    bench = Bench(granularity=granularity)
     seen = []
     for stride in bench.network.scales:
         balance = bench.network.balance(stride)

@@ -1,7 +1,7 @@
 """Suite `step`: one whole training step of the sparse network against its twins, a rival, and rivals' backbones.
 
 The step is the trainer's own: forward, objective with the default weights, router losses, backward, clipping by group,
-fused AdamW, gradients dropped. No weight average is kept; it would cost all alike. Routing noise is that of the first
+fused AdamW, weight average, gradients dropped. Routing noise is that of the first
 step, so that the untrained routers choose all experts about equally often. Of the backbones only the forward and
 backward pass is timed: less than a step of the networks that are built on them.
 """
@@ -20,11 +20,12 @@ from benchmarking.rivals import BACKBONES, backbone_step
 from benchmarking.settings import PRECISIONS, Settings
 from benchmarking.timing import UNIT, Work, figures, interleaved, matrix_product, ratio
 from camox.data.loading import TrainBatch
-from camox.experiment.schema import Balance, Loss, Optimizer, Precision, Stability
+from camox.experiment.schema import Balance, Ema, Loss, Optimizer, Precision, Stability
 from camox.losses.composite import SegmentationObjective
 from camox.models.balance import RoutingObjective
 from camox.models.camoxpert import CamoXpert
 from camox.stability.guards import SkippedSteps
+from camox.training.ema import WeightAverage
 from camox.training.optimization import build_optimizer
 from camox.training.phases import TrainingShell
 from camox.training.step import Controls, TrainingStep
@@ -84,7 +85,7 @@ def prepare(name: str, settings: Settings) -> Variant:
         network,
         accelerator.prepare(optimizer),
         SegmentationObjective(Loss().plain()),
-        average=None,
+        average=WeightAverage(network, Ema().decay, Ema().warmup),
         skipped=SkippedSteps(stability.max_skipped_steps, precision.min_scale, settings.torch_device),
         routing_objective=RoutingObjective(balance.kind, balance.z_loss),
         clip=optimizer_settings.clip,
