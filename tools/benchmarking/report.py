@@ -14,6 +14,7 @@ _HEADINGS = {
     "wall_seconds": "wall s",
     "device_seconds": "GPU s",
     "units_per_image": "units",
+    "wall_units_per_image": "wall units",
     "gmac_per_image": "GMAC",
     "parameters_millions": "M par.",
     "saved_bytes": "saved MB",

@@ -6,7 +6,7 @@ step, so that the untrained routers choose all experts about equally often. Of t
 backward pass is timed: less than a step of the networks that are built on them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from benchmarking.networks import build_network
 from benchmarking.report import Report, Rows, Target, quotient
 from benchmarking.rivals import BACKBONES, backbone_step
 from benchmarking.settings import PRECISIONS, Settings
-from benchmarking.timing import UNIT, Work, figures, interleaved, matrix_product, ratio
+from benchmarking.timing import UNIT, Sample, Work, figures, interleaved, matrix_product, ratio, wall_ratio
 from camox.data.loading import TrainBatch
 from camox.experiment.schema import Balance, Ema, Loss, Optimizer, Precision, Stability
 from camox.losses.composite import SegmentationObjective
@@ -54,13 +54,12 @@ def measure_steps(settings: Settings) -> Report:
     works[UNIT] = matrix_product(settings.torch_device)
     samples = interleaved(works, settings.rounds, settings.torch_device)
     for name, row in networks.items():
-        per_image = ratio(samples[name], samples[UNIT], 1 / settings.batch)
-        networks[name] = {**figures(samples[name]), "units_per_image": per_image, **row}
+        networks[name] = {**figures(samples[name]), **_units(samples[name], samples[UNIT], settings.batch), **row}
     results["backbones alone"] = {
         name: {
             "network": network,
             **figures(samples[name]),
-            "units_per_image": ratio(samples[name], samples[UNIT], 1 / settings.batch),
+            **_units(samples[name], samples[UNIT], settings.batch),
         }
         for name, network in BACKBONES.items()
     }
@@ -72,6 +71,13 @@ def measure_steps(settings: Settings) -> Report:
         "saved bytes": {f"sparse / {name}": quotient(networks, "saved_bytes", "sparse", name) for name in others},
     }
     return Report(results, ratios, _targets(networks["sparse"], ratios))
+
+
+def _units(samples: Sequence[Sample], unit: Sequence[Sample], batch: int) -> dict[str, Any]:
+    return {
+        "units_per_image": ratio(samples, unit, 1 / batch),
+        "wall_units_per_image": wall_ratio(samples, unit, 1 / batch),
+    }
 
 
 def prepare(name: str, settings: Settings) -> Variant:

@@ -85,6 +85,11 @@ def ratio(samples: Sequence[Sample], others: Sequence[Sample], factor: float = 1
     return spread([factor * one.cost / other.cost for one, other in zip(samples, others, strict=True)])
 
 
+def wall_ratio(samples: Sequence[Sample], others: Sequence[Sample], factor: float = 1.0) -> dict[str, float]:
+    """The same of wall time: what is not parallel costs more of it."""
+    return spread([factor * one.wall / other.wall for one, other in zip(samples, others, strict=True)])
+
+
 def matrix_product(device: torch.device) -> Work:
     """The unit of work on that device."""
     left, right = torch.randn(2, 2048, 2048, device=device).unbind()
