@@ -8,18 +8,24 @@ python tools/ablation.py --from benchmarks/results/ablation.json --markdown docs
 
 Trains seed by seed, each row in a process of its own, on habitats of --size pixels for --steps steps, or with --full
 as the experiment says. The results are written after every run. Runs that are finished in --output are not trained
-again, so that a study that was interrupted goes on. The reference of all differences is the first row.
+again, so that a study that was interrupted goes on; runs of other code are refused. The reference of all differences
+is the first row.
 """
 
 import argparse
+import hashlib
 import json
+import os
+import shlex
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import camox
 from ablation_summary import summarise
 from ablation_tables import markdown_tables
 from camox.data.sources import held_out_split, open_sources, open_training_sources
@@ -30,8 +36,10 @@ from machine import machine, versions
 from pages import fill_block
 
 MODES = ("sparse", "dense", "static", "random")
+PACKAGE = Path(camox.__file__).resolve().parent
 MEASURED = Path(__file__).resolve().with_name("measured_process.py")
 RESOURCES_FILE = "resources.json"
+CODE_DIGEST = "code_digest"
 
 
 @dataclass(frozen=True)
@@ -108,8 +116,12 @@ def run_study(options: argparse.Namespace, command_line: list[str], console: Con
     steps = {row.name: optimizer_steps(experiment) for (row, *_), experiment in zip(plan, experiments, strict=True)}
     if len(set(steps.values())) > 1:
         raise ExperimentError(f"the rows do not train for equally many steps: {steps}; compare them one at a time")
+    digest = code_digest()
+    for experiment in experiments:
+        require_same_code(experiment.run_folder, digest)
     study: dict[str, Any] = {
-        "command": " ".join(command_line),
+        "command": shlex.join(command_line),
+        CODE_DIGEST: digest,
         "machine": machine(),
         "versions": versions(("camox", "torch", "timm", "accelerate")),
         "settings": {
@@ -126,6 +138,7 @@ def run_study(options: argparse.Namespace, command_line: list[str], console: Con
     runs: list[dict[str, Any]] = []
     for number, ((row, seed, overrides), experiment) in enumerate(zip(plan, experiments, strict=True), start=1):
         console.notice(f"run {number} of {len(plan)}: {row.name}, seed {seed}")
+        require_unchanged_code(digest)
         if not is_finished(experiment):
             train(options.experiment, overrides, experiment)
         runs.append({"name": row.name, "seed": seed, **measured(experiment)})
@@ -206,16 +219,66 @@ def _inline(source: dict[str, Any]) -> str:
     return "{ " + ", ".join(f"{key} = {json.dumps(value)}" for key, value in given.items()) + " }"
 
 
+def code_digest() -> str:
+    """SHA-256 in hex of the paths and bytes of all Python files of the `camox` that is imported here."""
+    digest = hashlib.sha256()
+    for name in sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py")):
+        content = (PACKAGE / name).read_bytes()
+        digest.update(f"{name}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()
+
+
+def require_same_code(folder: Path, digest: str) -> None:
+    """Lets a run that would be used again, or go on from its last checkpoint, be of the code of this digest only.
+
+    Raises:
+        ExperimentError: it is of other code, or does not say of which.
+    """
+    if not _ended_well(folder) and not _holds_checkpoint(folder):
+        return
+    made_by = _noted(folder).get(CODE_DIGEST)
+    if made_by != digest:
+        raise ExperimentError(
+            f"{folder}: this run was made by other code than that of {PACKAGE} now ({CODE_DIGEST} in {RESOURCES_FILE}: "
+            f"{made_by or 'none'}; now: {digest}), and runs of different code must not be compared: remove the folder "
+            "to train it again, or give another --output"
+        )
+
+
+def require_unchanged_code(digest: str) -> None:
+    """Raises ExperimentError where the code is no longer that of this digest."""
+    if code_digest() != digest:
+        raise ExperimentError(
+            f"{PACKAGE}: the code was changed while the study ran, and its runs must all be of the same: take the "
+            "change back and give the same command again, or begin anew with another --output"
+        )
+
+
 def is_finished(experiment: Experiment) -> bool:
     """Whether the run's folder holds this very experiment, trained to its end; where it lies does not matter."""
     folder = experiment.run_folder
-    try:
-        code = json.loads((folder / "exit.json").read_text())["code"]
-    except (OSError, json.JSONDecodeError):
-        return False
-    if code != 0:
+    if not _ended_well(folder):
         return False
     return _what_was_run(Experiment.load(folder / "experiment.toml")) == _what_was_run(experiment)
+
+
+def _ended_well(folder: Path) -> bool:
+    try:
+        return json.loads((folder / "exit.json").read_text())["code"] == 0
+    except (OSError, json.JSONDecodeError):
+        return False
+
+
+def _holds_checkpoint(folder: Path) -> bool:
+    return any((folder / "checkpoints").glob("epoch_*"))
+
+
+def _noted(folder: Path) -> dict[str, Any]:
+    """What `train` noted in the run's folder."""
+    try:
+        return json.loads((folder / RESOURCES_FILE).read_text())
+    except (OSError, json.JSONDecodeError):
+        return {}
 
 
 def _what_was_run(experiment: Experiment) -> dict[str, Any]:
@@ -225,7 +288,7 @@ def _what_was_run(experiment: Experiment) -> dict[str, Any]:
 
 
 def train(file: Path, overrides: Sequence[str], experiment: Experiment) -> None:
-    """Trains in a process of its own and notes in the run's folder what that took.
+    """Trains in a process of its own and notes in the run's folder which code that was and what it took.
 
     A run that was cut off goes on from its last checkpoint; what it took is then not known and left out.
 
@@ -233,18 +296,21 @@ def train(file: Path, overrides: Sequence[str], experiment: Experiment) -> None:
         ExperimentError: training failed.
     """
     folder = experiment.run_folder
-    interrupted = any((folder / "checkpoints").glob("epoch_*"))
+    interrupted = _holds_checkpoint(folder)
     command = training_command(file, overrides, experiment.experiment.output)
-    resources = folder / RESOURCES_FILE
-    process = subprocess.Popen([sys.executable, str(MEASURED), str(resources), *command])
-    try:
-        code = process.wait()
-    except BaseException:
-        process.terminate()
-        process.wait()
-        raise
-    if code != 0 or interrupted:
-        resources.unlink()
+    code_noted = {CODE_DIGEST: code_digest()}
+    write_json(folder / RESOURCES_FILE, code_noted)  # now: a run that is cut off must say it too
+    with tempfile.TemporaryDirectory() as scratch:
+        taken = Path(scratch) / "taken.json"
+        process = subprocess.Popen([sys.executable, str(MEASURED), str(taken), *command], env=_environment())
+        try:
+            code = process.wait()
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+        if code == 0 and not interrupted:
+            write_json(folder / RESOURCES_FILE, code_noted | json.loads(taken.read_text()))
     if code != 0:
         raise ExperimentError(
             f"{folder}: training ended with exit code {code} for the reason above; once that is mended, the same "
@@ -254,7 +320,14 @@ def train(file: Path, overrides: Sequence[str], experiment: Experiment) -> None:
 
 def training_command(file: Path, overrides: Sequence[str], output: str) -> list[str]:
     """What trains one run: afresh, or from its last checkpoint."""
-    return [sys.executable, "-m", "camox", "train", str(file), *overrides, "--output", output, "--resume", "auto"]
+    arguments = [str(file), *overrides, "--output", output, "--resume", "auto"]
+    return [sys.executable, "-P", "-m", "camox", "train", *arguments]  # -P: no `camox` of the working folder
+
+
+def _environment() -> dict[str, str]:
+    """For a training: it imports the same `camox` as this process, whose digest is noted."""
+    before = os.environ.get("PYTHONPATH")
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(PACKAGE.parent), *([before] if before else [])])}
 
 
 def measured(experiment: Experiment) -> dict[str, Any]:
@@ -263,12 +336,12 @@ def measured(experiment: Experiment) -> dict[str, Any]:
     from camox.inference.routing_study import study_run
 
     folder = experiment.run_folder
-    resources = folder / RESOURCES_FILE
+    taken = {key: value for key, value in _noted(folder).items() if key != CODE_DIGEST}
     return {
         "run": str(folder),
         "mode": experiment.model.moe.mode,
         "commit": json.loads((folder / "environment.json").read_text())["git_commit"],
-        "resources": json.loads(resources.read_text()) if resources.exists() else None,
+        "resources": taken or None,
         **study_run(folder, experiment.data.workers),
     }
 

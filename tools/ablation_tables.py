@@ -1,5 +1,6 @@
 """The tables of an ablation as Markdown, for a page or the screen."""
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -7,6 +8,8 @@ from ablation_summary import Run, mean_usage, spread
 
 _MISSING = "–"
 _PREFERRED = 2
+# Which pair of experts the work before camox expected a habitat to use.
+_EXPECTED = {"forest": ("edge", "texture"), "desert": ("texture", "contrast"), "underwater": ("frequency", "edge")}
 
 
 def markdown_tables(study: dict[str, Any]) -> str:
@@ -17,7 +20,7 @@ def markdown_tables(study: dict[str, Any]) -> str:
     if questioned := [run for run in runs if run["counterfactual"]]:
         tables.append(_counterfactuals(questioned))
     if routed:
-        tables += [_information(routed), _preferences(routed)]
+        tables += [_information(routed), _preferences(routed), *_expectations(routed)]
     return "\n\n".join(tables)
 
 
@@ -25,10 +28,16 @@ def _setting(study: dict[str, Any]) -> str:
     settings, machine, versions = study["settings"], study["machine"], study["versions"]
     seeds = dict.fromkeys(run["seed"] for run in study["runs"])
     return (
-        f"`{settings['experiment']}` at {settings['image_size']}², {settings['steps']} steps, {settings['images']} "
-        f"training images, seeds {', '.join(map(str, seeds))}; {machine['processor']}, {machine['cores']} cores, "
-        f"torch {versions['torch']}. Mean ± sample standard deviation over seeds."
+        f"`{_placeless(settings['experiment'])}` at {settings['image_size']}², {settings['steps']} steps, "
+        f"{settings['images']} training images, seeds {', '.join(map(str, seeds))}; {machine['processor']}, "
+        f"{machine['cores']} cores, torch {versions['torch']}. Mean ± sample standard deviation over seeds. Made by "
+        f"`{_placeless(study['command'])}`."
     )
+
+
+def _placeless(text: str) -> str:
+    """The text with the last name alone of each absolute path, which says nothing on another machine."""
+    return re.sub(r"(?<![\w./:~-])/(?:[^\s/'\"]+/)*(?=[^\s/'\"])", "", text)
 
 
 def _measures(study: dict[str, Any]) -> str:
@@ -125,6 +134,37 @@ def _preferences(runs: Sequence[Run]) -> str:
         lines.append([kind, *cells])
     heading = ["", *(f"stride {stride}" for stride in routing["scales"])]
     return f"The two experts that each habitat uses most, in {name} (mean over seeds):\n\n" + _table(heading, lines)
+
+
+def _expectations(runs: Sequence[Run]) -> list[str]:
+    """One table, or none where no row has such a habitat and such experts."""
+    strides = sorted({stride for run in runs for stride in run["routing"]["scales"]}, key=int)
+    lines = []
+    for name, of_row in _rows(runs):
+        for kind, pair in _EXPECTED.items():
+            favours = [_favour(of_row, stride, kind, pair) for stride in strides]
+            if any(favours):
+                lines.append([name, kind, " + ".join(pair), *(_spread(favour, _signed) for favour in favours)])
+    if not lines:
+        return []
+    heading = ["", "habitat", "expected experts", *(f"stride {stride}" for stride in strides)]
+    return [
+        "Whether a habitat favours the two experts that the work before camox expected it to: the share of its choices "
+        "that they get together, minus their share of the choices of all habitats (positive = favoured):\n\n"
+        + _table(heading, lines)
+    ]
+
+
+def _favour(runs: Sequence[Run], stride: str, kind: str, pair: Sequence[str]) -> dict[str, Any] | None:
+    """The experts' share of this kind's choices minus that of all choices; None where no run has all of these."""
+    favours = []
+    for run in runs:
+        experts, scale = run["routing"]["experts"], run["routing"]["scales"].get(stride)
+        if scale is None or kind not in scale["usage_by_kind"] or not set(pair) <= set(experts):
+            continue
+        of_kind, of_all = scale["usage_by_kind"][kind], scale["usage"]
+        favours.append(sum(of_kind[expert] - of_all[expert] for expert in map(experts.index, pair)))
+    return spread(favours) if favours else None
 
 
 def _rows(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:

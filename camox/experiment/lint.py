@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from camox.experiment.effects import keys_without_effect
 from camox.experiment.lines import KeyPath
 from camox.experiment.problems import Problem, listed, quoted
 
@@ -40,6 +41,7 @@ def combinations(tables: Mapping[str, Any], wrong: Sequence[KeyPath] = ()) -> li
         (("model",), _experts),
         (("model",), _load_band),
         (("model",), _router_without_gradient),
+        (("model", "data", "phases"), _regions_of_padding),
         (("model", "loss"), _untrained_parts),
         (("phases",), _phase_names),
         (("phases",), _frozen_parts),
@@ -70,7 +72,7 @@ def warnings(experiment: "Experiment") -> tuple[str, ...]:
     devices."""
     return (
         *_warm_up_too_long(experiment.schedule, experiment.phases),
-        *_schedule_keys_without_effect(experiment.schedule),
+        *keys_without_effect(experiment),
         *_rate_never_lowered(experiment.schedule, experiment.validation, experiment.epochs),
         *_random_backbone_never_trained(experiment.model, experiment.phases),
         *_average_too_slow(experiment),
@@ -123,6 +125,34 @@ def _load_band(model: "Model") -> Problems:
         wanted = "a lowest and a highest load around the equal share 1, such as [0.5, 2.0]"
         message = f"band = [{low}, {high}] must be {wanted}"
         yield Problem(("model", "moe", "balance", "band"), message)
+
+
+def _regions_of_padding(model: "Model", data: "Data", phases: Sequence["Phase"]) -> Problems:
+    """A grid that is too fine for a map: where it does not divide the map, whole regions lie beyond its border."""
+    grid = model.moe.granularity
+    if grid == "image":
+        return
+    read: dict[int, KeyPath] = {data.image_size: ("data", "image_size")}
+    read |= {phase.image_size: ("phases", i, "image_size") for i, phase in enumerate(phases) if phase.image_size}
+    maps = {(size, stride): -(-size // 32) * 32 // stride for size in read for stride in model.moe.scales}
+    unfit = [at for at, side in maps.items() if not _fits(grid, side)]
+    if not unfit:
+        return
+    size, stride = min(unfit, key=lambda at: maps[at])
+    side = maps[size, stride]
+    coarser = [number for number in range(2, grid) if all(_fits(number, side) for side in maps.values())]
+    remedy = f"take {coarser[-1]}, the largest below it that fits all maps" if coarser else 'take "image"'
+    message = (
+        f"granularity = {grid} leaves regions of a {grid}×{grid} grid empty where an image of {size}² pixels has only "
+        f"{side}×{side} cells, at stride {stride}: {remedy}, or larger images, or leave that stride out of scales"
+    )
+    reads = (("model", "moe", "scales"), *read.values())
+    yield Problem(("model", "moe", "granularity"), message, reads=reads)
+
+
+def _fits(grid: int, side: int) -> bool:
+    """Whether each row of a grid has at least one of `side` cells, when all rows have equally many but for the last."""
+    return -(-side // grid) * (grid - 1) < side
 
 
 def _untrained_parts(model: "Model", loss: "Loss") -> Problems:
@@ -230,22 +260,6 @@ def _warm_up_too_long(schedule: "Schedule", phases: Sequence["Phase"]) -> Iterat
             f"schedule.warmup_epochs = {schedule.warmup_epochs} is no less than the run's {epochs} epochs: "
             "the learning rate never leaves its warm-up; shorten it"
         )
-
-
-def _schedule_keys_without_effect(schedule: "Schedule") -> Iterator[str]:
-    readers = {
-        "min_lr": ("cosine", "one_cycle", "multistep", "plateau"),
-        "milestones": ("multistep",),
-        "gamma": ("multistep", "plateau"),
-        "patience": ("plateau",),
-    }
-    for key, names in readers.items():
-        default = type(schedule).model_fields[key].default
-        if schedule.name not in names and getattr(schedule, key) != default:
-            yield (
-                f'schedule.{key} has no effect with name = "{schedule.name}", only with {listed(names)}: '
-                "remove it or choose another schedule"
-            )
 
 
 def _rate_never_lowered(schedule: "Schedule", validation: "Validation", epochs: int) -> Iterator[str]:

@@ -14,7 +14,7 @@ from camox.experiment import Experiment
 from camox.inference.loaded_model import LoadedModel, load_model
 from camox.inference.predictor import require_finite
 from camox.measures.evaluator import Evaluator
-from camox.measures.routing import DEAD_BELOW, choice_shares, kind_information
+from camox.measures.routing import RoutedImages, kind_information, routing_measures
 from camox.models.camoxpert import CamoXpert
 from camox.models.router import Routing
 
@@ -33,9 +33,9 @@ def study_run(run: str | Path, workers: int = 0, device: str | torch.device | No
         device: where the model runs; by default a GPU if there is one.
 
     Returns:
-        `weights`, which ones and why; `parameters`, their number; `test`, the evaluator's summary. For a model that
-        selects by a router also `routing`, of `routing_by_kind`, and for one with any router `counterfactual`, of
-        `counterfactuals`; None elsewhere.
+        `weights`, which ones and why; `parameters`, their number; `test`, the evaluator's summary. For a model whose
+        router selects some of the experts also `routing`, of `routing_by_kind`, and for one with any router
+        `counterfactual`, of `counterfactuals`; None elsewhere.
 
     Raises:
         CheckpointError, ExperimentError: as `load_model`.
@@ -50,7 +50,8 @@ def study_run(run: str | Path, workers: int = 0, device: str | torch.device | No
     if len(set(kinds)) < 2:
         raise DataError(f"{run}: its test data are all of one kind: routing by kind needs two at least")
     evaluator, routing = predict_routed(loaded.model, batches, loaded.device)
-    selects, learns = loaded.model.mode == "sparse" and bool(routing), loaded.model.learns_routing
+    chooses = any(of_scale.selected.shape[-1] < of_scale.probabilities.shape[-1] for of_scale in routing.values())
+    selects, learns = loaded.model.mode == "sparse" and chooses, loaded.model.learns_routing
     untrained = predict_routed(_untrained(experiment).to(loaded.device), batches, loaded.device)[1] if selects else {}
     return {
         "weights": loaded.reason,
@@ -66,7 +67,8 @@ def routing_by_kind(
 ) -> dict[str, Any]:
     """What the choices at each scale tell of an image's kind, before and after training.
 
-    Each of the choices of an image counts alike. All information is in nat.
+    Each of the choices of an image counts alike. All information is in nat. The measures are those of
+    `routing_measures` and `kind_information`; there is a choice only where not every decision is for all experts.
 
     Returns:
         `experts`, their names. `scales`, by stride: `usage`, each expert's share of the choices; `usage_by_kind`, the
@@ -76,17 +78,18 @@ def routing_by_kind(
         `information_gained`, the excess over chance of the trained minus that of the untrained.
     """
     scales = {}
+    no_costs = dict.fromkeys(experts, 1.0)  # what experts cost is not asked here
     for stride, routing in trained.items():
-        shares = _shares(routing)
-        usage = shares.mean(axis=0)
+        images = _routed_images(routing, kinds)
+        measures, shares = routing_measures(images.sums(), no_costs), images.choice_shares()
         information, chance = kind_information(shares, kinds)
-        before, chance_before = kind_information(_shares(untrained[stride]), kinds)
+        before, chance_before = kind_information(_routed_images(untrained[stride], kinds).choice_shares(), kinds)
         scales[str(stride)] = {
-            "usage": usage.tolist(),
+            "usage": [measures[f"usage/{expert}"] for expert in experts],
             "usage_by_kind": {kind: shares[_is(kinds, kind)].mean(axis=0).tolist() for kind in sorted(set(kinds))},
-            "dead": int((len(usage) * usage < DEAD_BELOW).sum()),
-            "effective_experts": float(np.exp(-(usage[usage > 0] * np.log(usage[usage > 0])).sum())),
-            "pair_share": _pair_share(routing.selected.flatten(0, 1).numpy()),
+            "dead": int(measures["dead"]),
+            "effective_experts": float(np.exp(measures["entropy"])),
+            "pair_share": measures.get("pair_share"),
             "information": information,
             "chance": chance,
             "untrained": {"information": before, "chance": chance_before},
@@ -226,17 +229,10 @@ def _of_images(routing: Routing, images: int) -> Routing:
     return Routing(*(field.unflatten(0, (images, -1)).cpu() for field in routing))
 
 
-def _shares(routing: Routing) -> np.ndarray:
-    return choice_shares(routing.selected.numpy(), routing.probabilities.shape[-1])
-
-
-def _pair_share(selected: np.ndarray) -> float | None:
-    """Share of decisions, `selected` [N, k], that hold the most frequent pair of experts."""
-    experts = int(selected.max()) + 1
-    chosen = (selected[:, :, None] == np.arange(experts)).any(axis=1).astype(np.int64)
-    if selected.shape[1] < 2:
-        return None
-    return float(np.triu(chosen.T @ chosen, 1).max() / len(selected))
+def _routed_images(routing: Routing, kinds: Sequence[str]) -> RoutedImages:
+    probabilities, selected = routing.probabilities.numpy(), routing.selected.numpy()
+    unasked = np.zeros(selected.shape[:2], bool)  # whether logits are at their limit: nothing here reads it
+    return RoutedImages(np.arange(len(selected)), tuple(kinds), probabilities, selected, unasked)
 
 
 def _cost(own: Evaluator, other: Evaluator) -> dict[str, Any]:

@@ -15,9 +15,9 @@ FEWEST_IMAGES = 32
 """Evaluations over fewer say nothing: an expert with half of an equal share often gets none of them."""
 
 WHAT_TO_DO = {
-    "dead": "raise model.moe.balance.bias_rate (of kind band) or the noise of model.moe.router",
-    "one_pair": "raise model.moe.balance.bias_rate (of kind band) or the noise of model.moe.router",
-    "few_experts": "raise model.moe.balance.bias_rate (of kind band) or the noise of model.moe.router",
+    "dead": "lower optimizer.router_lr_mult or raise model.moe.balance.bias_rate (of kind band)",
+    "one_pair": "lower optimizer.router_lr_mult or raise model.moe.balance.bias_rate (of kind band)",
+    "few_experts": "lower optimizer.router_lr_mult or raise model.moe.balance.bias_rate (of kind band)",
     "uninformed": "raise optimizer.router_lr_mult or lower model.moe.balance.coefficient",
     "saturated": "raise model.moe.balance.z_loss or lower optimizer.router_lr_mult",
 }

@@ -20,12 +20,12 @@ class LoadBalance(nn.Module):
 
     Both are fp32 buffers, saved with the model: a resumed run routes as the interrupted one did.
     `load` is the smoothed share of (image, choice) pairs per expert and sums to 1; `bias` is centred and
-    limited to ±`bias_limit` (scaled down as a whole, which keeps it centred).
+    limited to ±`bias_limit` (scaled down as a whole, which keeps it centred), in `CamoXpert` the limit of the logits: a
+    smaller one leaves experts dead whose logits have fallen behind by more.
     """
 
     load: Tensor
     bias: Tensor
-    bias_limit = 2.0
     bias_decay = 1e-3
 
     def __init__(
@@ -34,13 +34,15 @@ class LoadBalance(nn.Module):
         top_k: int,
         window_images: float = 512,
         band: tuple[float, float] = (0.5, 2.0),
-        bias_rate: float = 1e-2,
+        bias_rate: float = 5e-2,
+        bias_limit: float = 10.0,
     ):
         super().__init__()
         self.top_k = top_k
         self.window_images = window_images
         self.band = band
         self.bias_rate = bias_rate
+        self.bias_limit = bias_limit
         self.register_buffer("load", torch.full((experts,), 1 / experts))
         self.register_buffer("bias", torch.zeros(experts))
 

@@ -92,7 +92,7 @@ class CamoXpert(nn.Module):
         noise: float = 1.0,
         window_images: float = 512,
         band: Sequence[float] = (0.5, 2.0),
-        bias_rate: float = 1e-2,
+        bias_rate: float = 5e-2,
     ):
         super().__init__()
         # What is needed to build the network again: weights come from the checkpoint then, and who predicts a few
@@ -129,7 +129,9 @@ class CamoXpert(nn.Module):
                 self.routers[key] = Router(
                     channels, len(experts), top_k, gate, temperature, logit_limit, logit_limit_mode, prob_floor, noise
                 )
-                self.balances[key] = LoadBalance(len(experts), top_k, window_images, (band[0], band[1]), bias_rate)
+                self.balances[key] = LoadBalance(
+                    len(experts), top_k, window_images, (band[0], band[1]), bias_rate, bias_limit=logit_limit
+                )
         self.search = SearchIdentification(width)
         self.decoder = Decoder(width)
         self.heads = nn.ModuleList(nn.Conv2d(width, 1, 1) for _ in range(3 if deep_supervision else 1))

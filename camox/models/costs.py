@@ -20,7 +20,7 @@ def expert_costs(names: Iterable[str], channels: int) -> dict[str, float]:
     Convolutions and matrix products are those of `torch.utils.flop_counter`, which counts two operations per
     multiply-add and nothing elementwise. It does not know Fourier transforms: they count by the usual estimate of
     5·n·log₂(n) operations for n complex points and half of that for n real ones (FFTW's convention). That is 0.2 to
-    0.3·C² of an expert's about 5·C² at C = 128, and four times as much at C = 32.
+    0.3·C² of an expert's about 4·C² at C = 128, and four times as much at C = 32.
 
     Each expert is built and run once on the CPU, in some milliseconds; PyTorch's random state stays as it was. Tensors
     without storage would take twice as long.
@@ -30,7 +30,7 @@ def expert_costs(names: Iterable[str], channels: int) -> dict[str, float]:
         features = torch.zeros(1, channels, _SIDE, _SIDE)
         for name in names:
             expert = EXPERTS[name](channels)
-            with FlopCounterMode(display=False, custom_mapping=_FOURIER_TRANSFORMS) as counter:
+            with FlopCounterMode(display=False, custom_mapping=FOURIER_TRANSFORMS) as counter:
                 expert(features)
             costs[name] = counter.get_total_flops() / 2 / _SIDE**2
     return costs
@@ -54,8 +54,9 @@ def _operations(factor: float, shape: Sequence[int], dims: Sequence[int]) -> int
     return round(factor * math.prod(shape) * math.log2(points))
 
 
-_FOURIER_TRANSFORMS = {
+FOURIER_TRANSFORMS = {
     torch.ops.aten._fft_c2c: _complex_transform,
     torch.ops.aten._fft_r2c: _from_real,
     torch.ops.aten._fft_c2r: _to_real,
 }
+"""For `FlopCounterMode(custom_mapping=…)`: operator → its operations from its arguments."""

@@ -4,13 +4,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def depthwise_field(channels: int) -> nn.Sequential:
+    """A 5×5 field of each channel, as two of 3×3: half the time of one 5×5, whose backward pass is slow on a CPU."""
+    return nn.Sequential(*(nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False) for _ in range(2)))
+
+
 class FusionBlock(nn.Module):
-    """A depthwise 5×5 and a pointwise layer, normalised, with a residual: `[B, inputs, H, W]` → `[B, C, H, W]`."""
+    """A depthwise field and a pointwise layer, normalised, with a residual: `[B, inputs, H, W]` → `[B, C, H, W]`."""
 
     def __init__(self, inputs: int, channels: int):
         super().__init__()
         self.enter = nn.Conv2d(inputs, channels, 1)
-        self.spatial = nn.Conv2d(channels, channels, 5, padding=2, groups=channels, bias=False)
+        self.spatial = depthwise_field(channels)
         self.norm = nn.GroupNorm(8, channels)
         self.widen = nn.Conv2d(channels, 2 * channels, 1)
         self.leave = nn.Conv2d(2 * channels, channels, 1)

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from camox.models.decoder import FusionBlock
+from camox.models.decoder import FusionBlock, depthwise_field
 
 LOG_VARIANCE_LIMIT = 7.0
 
@@ -50,7 +50,7 @@ class Refinement(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         self.enter = nn.Conv2d(channels + 3, channels // 2, 1)
-        self.spatial = nn.Conv2d(channels // 2, channels // 2, 5, padding=2, groups=channels // 2)
+        self.spatial = depthwise_field(channels // 2)
         self.leave = nn.Conv2d(channels // 2, 1, 1)
         nn.init.normal_(self.leave.weight, std=1e-3)  # the first residuals are next to nothing
 

@@ -7,7 +7,8 @@ from torch import Tensor
 def split_regions(x: Tensor, grid: int) -> Tensor:
     """`[B, C, H, W]` → `[B·grid², C, ⌈H/grid⌉, ⌈W/grid⌉]`: regions of an image stay together, row by row.
 
-    Where the grid does not divide the map, the last rows and columns are repeated; `join_regions` drops them.
+    Where the grid does not divide the map, the last rows and columns are repeated; `join_regions` drops them. An expert
+    sees no further than its region, so the joined map has seams at the borders of regions.
     """
     if grid == 1:
         return x

@@ -322,7 +322,7 @@ class Trainer:
             summary, routed = self.validator.score(self.network)
             scores = {"val": summary}
             if self.average is not None:
-                scores["val_ema"], _ = self.validator.score(self.average.model)
+                scores["val_ema"], _ = self.validator.score(self.average.model, routing=False)
         except CheckpointError as error:  # the weights, or what fp16 makes of them, are not finite
             raise self._stop("validation", str(error)) from error
         self.console.validation(scores["val"], scores.get("val_ema"), epoch=self.epoch, step=self.step)

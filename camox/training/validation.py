@@ -41,9 +41,9 @@ class Validator:
         shard = range(accelerator.process_index, len(dataset), accelerator.num_processes)
         self._loader = eval_loader(dataset, shard, batch_size, workers, accelerator.device.type == "cuda")
 
-    def score(self, network: CamoXpert) -> tuple[dict[str, Any], dict[int, RoutedImages]]:
-        """The evaluator's summary with the mean loss per image under "loss", and stride → what that scale's router
-        decided for every image; the same on every rank."""
+    def score(self, network: CamoXpert, routing: bool = True) -> tuple[dict[str, Any], dict[int, RoutedImages]]:
+        """The evaluator's summary with the mean loss per image under "loss", and, if `routing` is asked for, stride →
+        what that scale's router decided for every image; the same on every rank."""
         evaluator = Evaluator("camox", self.measures)
         losses: list[tuple[int, float, int]] = []
         routed: list[dict[int, RoutedImages]] = []
@@ -51,11 +51,13 @@ class Validator:
 
         def observe(output: CamoXpertOutput, batch: EvalBatch) -> None:
             losses.append(self._loss(output, batch))
+            if not routing:
+                return
             limit = network.config["logit_limit"]
             routed.append(
                 {
-                    stride: routed_images(routing, limit, batch.indices, batch.groups)
-                    for stride, routing in output.routing.items()
+                    stride: routed_images(decided, limit, batch.indices, batch.groups)
+                    for stride, decided in output.routing.items()
                 }
             )
 
@@ -80,9 +82,8 @@ class Validator:
         images = sum(count for *_, count in weighted)
         summary = {**whole.summary(), "loss": sum(loss * count for _, loss, count in weighted) / images}
         batches = [of_batch for *_, of_rank in everything for of_batch in of_rank]
-        return summary, {
-            stride: RoutedImages.joined([of_batch[stride] for of_batch in batches]) for stride in network.scales
-        }
+        strides = network.scales if routing else ()
+        return summary, {stride: RoutedImages.joined([of_batch[stride] for of_batch in batches]) for stride in strides}
 
     def _loss(self, output: CamoXpertOutput, batch: EvalBatch) -> tuple[int, float, int]:
         size = batch.images.shape[-1]

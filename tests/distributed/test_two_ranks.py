@@ -20,43 +20,100 @@ LAUNCH = [
 pytestmark = pytest.mark.distributed
 
 
-def launch(*arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+def launch(*arguments: str, timeout: float = 900) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [*LAUNCH, *arguments], env=environment, capture_output=True, text=True, timeout=timeout, check=False, cwd=ROOT
-    )
+    command = [*LAUNCH, *arguments]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    ) as launcher:
+        try:
+            output, errors = launcher.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            launcher.terminate()  # killed, it would leave its two processes behind
+            raise
+    return subprocess.CompletedProcess(command, launcher.returncode, output, errors)
+
+
+# One image per rank and batch: 2 of 6 experts are busy on a rank, at least 4 are idle there.
+TINY = (
+    TINY_EXPERIMENT.replace("batch_size = 4", "batch_size = 1")
+    .replace("image_size = 32", "image_size = 64")
+    .replace("lr = 1e-3", "lr = 1e-3\naccumulate = 3")
+)
+# Images without an object have no IoU: no validation is better than the one before.
+EMPTY = 'val = [{ synthetic = "habitats", count = 2, size = 32, empty = 1.0, tiny = 0.0 }]'
+PLATEAU = 'warmup_epochs = 0\nname = "plateau"\npatience = 1\ngamma = 0.25'
+EXPERIMENTS = {
+    "tiny": TINY.replace('name = "full"\nepochs = 1', 'name = "full"\nepochs = 2\nunfreeze = "progressive"'),
+    "regions": TINY + "[model.moe]\ngranularity = 2\nshared = true\n",
+    "random": TINY + '[model.moe]\nmode = "random"\n',
+    "plateau": TINY.replace("val_fraction = 0.34", EMPTY).replace("warmup_epochs = 1", PLATEAU),
+}
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What two processes, started once, tell of each experiment."""
     folder = tmp_path_factory.mktemp("two")
-    experiment = folder / "tiny.toml"
-    # One image per rank and batch: 2 of 6 experts are busy on a rank, at least 4 are idle there.
-    text = TINY_EXPERIMENT.replace("batch_size = 4", "batch_size = 1").replace("image_size = 32", "image_size = 64")
-    text = text.replace('name = "full"\nepochs = 1', 'name = "full"\nepochs = 2\nunfreeze = "progressive"')
-    experiment.write_text(text.replace("lr = 1e-3", "lr = 1e-3\naccumulate = 3"))
-    done = launch(str(ROOT / "tests/distributed/two_ranks.py"), str(experiment), str(folder))
+    files = [folder / f"{name}.toml" for name in EXPERIMENTS]
+    for file, (name, text) in zip(files, EXPERIMENTS.items(), strict=True):
+        file.write_text(text.replace('name = "tiny"', f'name = "{name}"'))
+    done = launch(str(ROOT / "tests/distributed/two_ranks.py"), str(folder), *map(str, files))
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
-    return json.loads((folder / "report.json").read_text()) | {"run": str(folder / "tiny")}
+    found = json.loads((folder / "report.json").read_text())
+    return {name: found[name] | {"run": str(folder / name)} for name in EXPERIMENTS}
 
 
-def test_both_ranks_have_the_same_weights_after_every_step(report):
-    for number, step in enumerate(report["steps"]):
-        ours, theirs = step["ranks"]
-        assert ours["weights"] == theirs["weights"], f"step {number}"
+@pytest.fixture(scope="module")
+def report(reports: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return reports["tiny"]
 
 
-def test_the_run_unfreezes_the_backbone_in_two_strides_and_goes_on_learning(report):
+def choices(report: dict[str, Any]) -> list[list[list[list[list[int]]]]]:
+    """The experts chosen for each decision, by rank, micro-batch and scale."""
+    in_order = [
+        [micro_batch for step in report["steps"] for micro_batch in step["ranks"][rank]["chosen"]] for rank in (0, 1)
+    ]
+    assert in_order[0]
+    return in_order
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_both_ranks_have_the_same_weights_after_every_step(reports, name):
+    weights = [[rank["weights"] for rank in step["ranks"]] for step in reports[name]["steps"]]
+    for number, (ours, theirs) in enumerate(weights):
+        assert ours == theirs, f"step {number}"
+    assert all(before != after for before, after in itertools.pairwise(ours for ours, _ in weights))
+
+
+def test_the_run_unfreezes_the_backbone_in_two_strides(report):
     frozen = [step["frozen"] for step in report["steps"]]
     epoch = len(frozen) // 3
     assert frozen == [4] * epoch + [2] * epoch + [0] * epoch
-    weights = [step["ranks"][0]["weights"] for step in report["steps"]]
-    assert all(before != after for before, after in itertools.pairwise(weights))
 
 
 def test_experts_are_idle_on_each_rank_in_every_step(report):
-    idle = [count for step in report["steps"] for rank in step["ranks"] for count in rank["idle"]]
-    assert min(idle) == 4 * 4  # one image picks 2 of 6 experts at each of four scales
+    """One image picks 2 of 6 experts at each of four scales."""
+    busy = [{len(set(itertools.chain(*scale))) for scale in of} for rank in choices(report) for of in rank]
+    assert all(numbers == {2} for numbers in busy)
+
+
+def test_each_rank_routes_the_regions_of_its_own_images(reports):
+    ours, theirs = choices(reports["regions"])
+    assert {len(scale) for of in (*ours, *theirs) for scale in of} == {4}
+    assert ours != theirs
+
+
+def test_each_rank_draws_its_own_random_experts(reports):
+    ours, theirs = choices(reports["random"])
+    assert all(of_us != of_them for of_us, of_them in zip(ours, theirs, strict=True))
+    assert len({str(of) for of in ours}) == len(ours)
+
+
+def test_a_plateau_lowers_the_rate_on_both_ranks_alike(reports):
+    rates = [[max(rank["rates"]) for rank in step["ranks"]] for step in reports["plateau"]["steps"]]
+    half = len(rates) // 2
+    assert rates == [[1e-3, 1e-3]] * half + [[2.5e-4, 2.5e-4]] * half
 
 
 def test_the_average_follows_the_weights(report):

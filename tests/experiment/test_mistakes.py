@@ -46,6 +46,7 @@ MISTAKES = {
     "width, too small": ("[model]\nwidth = -4", 2, "[model] width must be a multiple of 8, not -4: take 8"),
     "granularity, too fine": ("[model.moe]\ngranularity = 17", 2, '[model.moe] granularity must be "image" or the rows of a grid, from 2 to 16, not the number 17'),
     "granularity, unknown": ('[model.moe]\ngranularity = "pixel"', 2, '[model.moe] granularity must be "image" or the rows of a grid, from 2 to 16, not the string "pixel"'),
+    "granularity, empty regions": ("[model.moe]\ngranularity = 5", 2, '[model.moe] granularity = 5 leaves regions of a 5×5 grid empty where an image of 352² pixels has only 11×11 cells, at stride 32: take 4, the largest below it that fits all maps, or larger images, or leave that stride out of scales'),
     "unknown expert": ('[model.moe]\nexperts = [\n"edge", "textur",\n"semantic"]', 3, '[model.moe] experts[1] has no choice "textur": did you mean "texture"?'),
     "unknown scale": ("[model.moe]\nscales = [4, 64]", 2, "[model.moe] scales[1] must be one of 4, 8, 16, 32, not the number 64"),
     "empty list": ("[model.moe]\nexperts = []", 2, "[model.moe] experts must not be empty"),

@@ -27,7 +27,10 @@ def test_its_network_can_be_built(name, monkeypatch):
 def test_the_origin_differs_from_the_main_job_in_its_router_alone():
     main, origin = recipe("sparse_moe_416"), recipe("sparse_moe_416_origin")
     ours, theirs = main.plain(), origin.plain()
-    assert {name for name in ours if ours[name] != theirs[name]} == {"experiment", "model", "precision"}
+    assert {name for name in ours if ours[name] != theirs[name]} == {"experiment", "model", "optimizer", "precision"}
+    assert {key for key in ours["optimizer"] if ours["optimizer"][key] != theirs["optimizer"][key]} == {
+        "router_lr_mult"
+    }
     assert {key for key in ours["model"] if ours["model"][key] != theirs["model"][key]} == {"moe"}
     assert {key for key in ours["model"]["moe"] if ours["model"]["moe"][key] != theirs["model"]["moe"][key]} == {
         "router",
@@ -37,6 +40,7 @@ def test_the_origin_differs_from_the_main_job_in_its_router_alone():
     assert (router.logit_limit_mode, router.logit_limit, router.prob_floor, router.noise) == ("clamp", 10, 1e-6, 0)
     assert (balance.kind, balance.coefficient, balance.coefficient_after_warmup) == ("importance", 1e-5, 5e-4)
     assert (balance.warmup_epochs, balance.entropy, balance.z_loss, balance.mutual_information) == (20, 1e-3, 0, 0)
+    assert origin.optimizer.router_lr_mult == 1  # one rate for all
     assert (origin.optimizer.router_clip, origin.optimizer.clip, origin.precision.init_scale) == (0.1, 0.5, 512)
 
 

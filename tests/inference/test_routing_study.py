@@ -7,9 +7,11 @@ from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
 
+from camox.checkpoints.store import write_checkpoint
 from camox.data.habitats import Habitats
 from camox.data.loading import EvalSet, eval_loader
 from camox.errors import DataError
+from camox.experiment import Experiment
 from camox.inference import routing_study
 from camox.inference.routing_study import (
     donors_of_other_kinds,
@@ -118,6 +120,18 @@ def test_what_was_there_before_training_is_not_gained():
     assert scale["pair_share"] is None
 
 
+def test_the_most_frequent_pair_is_counted_over_regions():
+    pairs = {4: routing([[[0, 1], [2, 3]], [[1, 0], [3, 0]]])}
+    scale = routing_by_kind(pairs, pairs, ["forest", "rock"], EXPERTS)["scales"]["4"]
+    assert scale["pair_share"] == pytest.approx(0.5)
+
+
+def test_an_expert_with_less_than_a_twentieth_of_an_equal_share_is_dead():
+    mostly = {4: routing([[[0]]] * 200 + [[[1]]] * 3 + [[[2]]] * 2)}  # of 205 choices 51 to each would be equal
+    scale = routing_by_kind(mostly, mostly, ["forest", "rock"] * 102 + ["rock"], EXPERTS)["scales"]["4"]
+    assert scale["dead"] == 2  # the third and the fourth; the second has 0.0585 of an equal share
+
+
 def test_regions_of_an_image_share_its_kind():
     kinds = ["forest", "rock"]
     regions = {4: routing([[[0], [1]], [[1], [1]]], experts=2)}
@@ -195,6 +209,18 @@ def test_study_of_a_run(run_folder, override):
     assert set(study["counterfactual"]) == {"other_kind", "same_kind", "random"}
     for result in study["counterfactual"].values():
         assert result["iou"] == pytest.approx(study["test"]["iou"] - result["cost"])
+
+
+def test_a_router_that_takes_all_experts_chooses_nothing(run_folder, override):
+    override(TEST_DATA, "model.moe.top_k=2", 'model.moe.experts=["texture", "edge"]')
+    experiment = Experiment.load(run_folder / "experiment.toml")
+    model = CamoXpert.from_experiment(experiment)
+    tensors = {"model": model.state_dict(), "ema": model.state_dict()}
+    of_experiment = {"config": model.config, "experiment_fingerprint": experiment.fingerprint()}
+    write_checkpoint(run_folder, "epoch_0001", tensors, state={}, measures={}, step=1, epoch=1, **of_experiment)
+    study = study_run(run_folder)
+    assert study["routing"] is None
+    assert study["counterfactual"]["other_kind"]["images"] > 0
 
 
 def test_study_needs_test_data_of_two_kinds(run_folder, override):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from camox.models.balance import LoadBalance, RoutingObjective, z_loss
-from camox.models.router import Routing
+from camox.models.router import Routing, count_choices
 
 TAKEN, SKIPPED = torch.tensor(True), torch.tensor(False)
 histories = st.lists(st.lists(st.integers(0, 400), min_size=6, max_size=6), min_size=1, max_size=30)
@@ -52,6 +52,18 @@ def test_bias_of_a_starving_expert_rises_over_the_others(starving):
         last = lead if number < 40 else last
     assert last > 0
     assert balance.bias.argmax() == starving
+
+
+def test_an_expert_far_behind_is_chosen_again_within_some_windows():
+    """Logits that differ by eight, always the same two chosen: the bias brings in a third, however little it weighs."""
+    logits = torch.tensor([[0.0, 0.0, -8.0, -8.0, -8.0, -8.0]])
+    balance = LoadBalance(6, 2, window_images=512)
+    seen: set[int] = set()
+    for _ in range(16 * 512 // 16):
+        selected = (logits + balance.bias).topk(2).indices.repeat(16, 1)
+        seen |= set(selected.flatten().tolist())
+        balance.update(count_choices(selected, 6).float(), torch.tensor(True))
+    assert seen == set(range(6))
 
 
 def test_bias_of_a_greedy_expert_falls_below_the_others():

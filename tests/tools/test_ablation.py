@@ -1,22 +1,19 @@
-"""The ablation study: what it trains, what it does not train again, its arithmetic, and a small one from end to end."""
+"""The ablation study: what it trains, what it does not train again, and a small one from end to end."""
 
 import json
+import shlex
+import shutil
 import sys
 from pathlib import Path
 
-import cv2
 import pytest
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 import ablation
-from ablation_figures import draw_figures
-from ablation_summary import spread, summarise
-from ablation_tables import markdown_tables
-from camox.errors import DataError, ExperimentError
+from camox.errors import ExperimentError
 from camox.experiment import Experiment
 from camox.training.trainer import Trainer
-from pages import replace_block
 from tests.conftest import TINY_EXPERIMENT
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,6 +104,108 @@ def test_a_run_that_did_not_finish_is_not_used(tiny_experiment, code):
     assert not ablation.is_finished(finished(tiny_experiment(), code))
 
 
+# ---- the code that made a run
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A copy of the package, which is then the one whose code counts."""
+    package = shutil.copytree(ablation.PACKAGE, tmp_path / "copy" / "camox")
+    monkeypatch.setattr(ablation, "PACKAGE", package)
+    return package
+
+
+def test_the_same_code_has_the_same_digest_wherever_it_lies(package, monkeypatch):
+    (package / "__pycache__").mkdir(exist_ok=True)
+    (package / "__pycache__" / "more.pyc").write_bytes(b"0")
+    (package / "notes.txt").write_text("no code")
+    of_copy = ablation.code_digest()
+    monkeypatch.undo()
+    assert package != ablation.PACKAGE
+    assert ablation.code_digest() == of_copy
+
+
+def edited(package):
+    with (package / "models" / "experts.py").open("a") as file:
+        file.write("\n")
+
+
+def renamed(package):
+    (package / "models" / "experts.py").rename(package / "models" / "other.py")
+
+
+def with_an_empty_file(package):
+    (package / "models" / "empty.py").touch()
+
+
+def with_text_moved_between_files(package):
+    (package / "a.py").write_text("x")
+    (package / "b.py").write_text("")
+    before = ablation.code_digest()
+    (package / "a.py").write_text("")
+    (package / "b.py").write_text("x")
+    return before
+
+
+@pytest.mark.parametrize("change", [edited, renamed, with_an_empty_file, with_text_moved_between_files])
+def test_other_code_has_another_digest(package, change):
+    before = ablation.code_digest()
+    before = change(package) or before
+    assert ablation.code_digest() != before
+
+
+def ended_well(folder):
+    (folder / "exit.json").write_text('{"code": 0}')
+
+
+def cut_off(folder):
+    (folder / "checkpoints" / "epoch_0001").mkdir(parents=True)
+
+
+@pytest.mark.parametrize("state", [ended_well, cut_off])
+@pytest.mark.parametrize("noted", [None, '{"cpu_seconds": 3.0}', '{"code_digest": "0123abc"}'])
+def test_a_study_refuses_runs_of_other_code_before_it_trains(tiny, tmp_path, in_process, capsys, state, noted):
+    folder = tmp_path / "runs" / "static_seed_5"
+    folder.mkdir(parents=True)
+    state(folder)
+    if noted is not None:
+        (folder / "resources.json").write_text(noted)
+    before = sorted(tmp_path.rglob("*"))
+    places = ["--output", str(tmp_path / "runs"), "--json", str(tmp_path / "study.json")]
+    assert ablation.main([str(tiny), TEST_DATA, "--full", "--seeds", "5", "--modes", "sparse", "static", *places]) == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert f"{folder}: this run was made by other code" in message
+    assert "0123abc" in message or "none" in message
+    assert "remove the folder to train it again, or give another --output" in message
+    assert in_process == []
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_start_that_failed_before_its_first_checkpoint_may_be_of_other_code(tmp_path):
+    (tmp_path / "exit.json").write_text('{"code": 2}')
+    ablation.require_same_code(tmp_path, "0123abc")
+
+
+def test_a_study_ends_where_the_code_is_changed_while_it_runs(tiny, tmp_path, in_process, capsys, package):
+    in_process.after = lambda: edited(package)
+    places = ["--output", str(tmp_path / "runs"), "--json", str(tmp_path / "study.json")]
+    assert ablation.main([str(tiny), TEST_DATA, "--full", "--seeds", "5", "6", "--modes", "random", *places]) == 2
+    assert "was changed while the study ran" in capsys.readouterr().err
+    assert in_process == ["random_seed_5"]
+    assert len(json.loads((tmp_path / "study.json").read_text())["runs"]) == 1
+
+
+def test_training_runs_the_code_whose_digest_is_noted(tiny_experiment, tmp_path, monkeypatch):
+    """Not a package of the same name that lies where the study is started."""
+    (tmp_path / "camox").mkdir()
+    (tmp_path / "camox" / "__init__.py").touch()
+    (tmp_path / "camox" / "__main__.py").write_text("raise SystemExit(77)")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(ExperimentError, match="exit code 2"):  # ours: there is no such file
+        ablation.train(Path("none.toml"), [], tiny_experiment())
+
+
 # ---- what training took
 
 
@@ -130,14 +229,22 @@ def test_resources_are_those_of_the_process_and_its_children(child, tiny_experim
     assert resources["cpu_seconds"] >= 0.3
     assert resources["wall_seconds"] >= 0.3
     assert 50 * 2**20 < resources["peak_memory_bytes"] < len(ballast)
+    assert resources["code_digest"] == ablation.code_digest()
 
 
-def test_of_a_run_that_was_cut_off_resources_are_not_known(child, tiny_experiment):
+def test_of_a_run_that_was_cut_off_only_the_code_is_known(child, tiny_experiment):
     experiment = tiny_experiment()
-    (experiment.run_folder / "checkpoints" / "epoch_0001").mkdir(parents=True)
+    cut_off(experiment.run_folder)
     child("pass")
     ablation.train(Path("x.toml"), [], experiment)
-    assert not (experiment.run_folder / "resources.json").exists()
+    assert json.loads((experiment.run_folder / "resources.json").read_text()) == {"code_digest": ablation.code_digest()}
+
+
+def test_the_code_is_noted_before_training_starts(child, tiny_experiment):
+    experiment = tiny_experiment()
+    noted = experiment.run_folder / "resources.json"
+    child(f"import json; assert json.load(open({str(noted)!r}))['code_digest'] == {ablation.code_digest()!r}")
+    ablation.train(Path("x.toml"), [], experiment)
 
 
 def test_failed_training_ends_the_study(child, tiny_experiment):
@@ -145,179 +252,32 @@ def test_failed_training_ends_the_study(child, tiny_experiment):
     experiment = tiny_experiment()
     with pytest.raises(ExperimentError, match="exit code 3"):
         ablation.train(Path("x.toml"), [], experiment)
-    assert not (experiment.run_folder / "resources.json").exists()
-
-
-# ---- arithmetic
-
-
-def made_up(name, seed, iou, seconds=None, gained=()):
-    """A run of these numbers."""
-    scales = {
-        str(4 * 2**position): {
-            "usage": [0.5, 0.3, 0.2],
-            "usage_by_kind": {"forest": [0.75, 0.25, 0.0], "rock": [0.25, 0.35, 0.4]},
-            "dead": position,
-            "effective_experts": 2.8,
-            "pair_share": 0.5,
-            "information": value + 0.3,
-            "chance": 0.1,
-            "untrained": {"information": 0.25, "chance": 0.05},
-            "information_gained": value,
-        }
-        for position, value in enumerate(gained)
-    }
-    resources = {"cpu_seconds": seconds, "wall_seconds": seconds, "peak_memory_bytes": 2**30}
-    cost = {"iou": iou - 0.05, "cost": 0.05, "standard_error": 0.0125, "images": 9, "cost_by_kind": {}}
-    return {
-        "name": name,
-        "seed": seed,
-        "resources": None if seconds is None else resources,
-        "parameters": 5_000_000,
-        "test": {
-            "iou": iou,
-            "s_measure": iou + 0.1,
-            "mae": 0.05,
-            "groups": {"forest": {"iou": iou}, "rock": {"iou": iou}},
-        },
-        "routing": {"experts": ["texture", "edge", "contrast"], "scales": scales} if gained else None,
-        "counterfactual": {"other_kind": cost, "same_kind": cost, "random": cost} if gained else None,
-    }
-
-
-RUNS = [
-    made_up("sparse", 42, 0.70, 100.0, gained=(0.1, 0.2)),
-    made_up("static", 42, 0.60, 80.0),
-    made_up("sparse", 1, 0.80, 120.0, gained=(0.3, -0.1)),
-    made_up("static", 1, 0.75),
-    made_up("sparse", 2, 0.90, 110.0, gained=(0.2, 0.2)),
-]
-
-
-@pytest.fixture
-def study():
-    return {
-        "settings": {"experiment": "e.toml", "image_size": 96, "steps": 800, "images": 1600},
-        "machine": {"processor": "P", "cores": 2},
-        "versions": {"torch": "2"},
-        "runs": RUNS,
-        "summary": summarise(RUNS),
-    }
-
-
-def test_summary_has_mean_and_spread_of_each_row():
-    rows = summarise(RUNS)["rows"]
-    assert rows["sparse"]["iou"] == {
-        "mean": pytest.approx(0.8),
-        "deviation": pytest.approx(0.1),
-        "minimum": 0.7,
-        "maximum": 0.9,
-        "runs": 3,
-    }
-    assert rows["sparse"]["dead"]["maximum"] == 1
-    assert rows["sparse"]["largest_information_gained"]["mean"] == pytest.approx((0.2 + 0.3 + 0.2) / 3)
-    assert rows["sparse"]["other_kind_cost"]["mean"] == pytest.approx(0.05)
-
-
-def test_what_a_run_lacks_is_left_out():
-    rows = summarise(RUNS)["rows"]
-    assert rows["static"]["cpu_seconds"]["runs"] == 1
-    assert "dead" not in rows["static"]
-    assert "other_kind_cost" not in rows["static"]
-
-
-def test_differences_are_paired_by_seed():
-    summary = summarise(RUNS)
-    difference = summary["differences"]["static"]["iou"]
-    assert summary["reference"] == "sparse"
-    assert difference["by_seed"] == {"42": pytest.approx(0.1), "1": pytest.approx(0.05)}
-    assert difference["mean"] == pytest.approx(0.075)
-    assert difference["deviation"] == pytest.approx(0.05 / 2**0.5)
-
-
-def test_one_run_has_no_deviation():
-    assert spread([0.5]) == {"mean": 0.5, "deviation": None, "minimum": 0.5, "maximum": 0.5, "runs": 1}
-
-
-# ---- tables and figures
-
-
-def cells(tables, first, second=None):
-    """The cells of the lines that begin with these."""
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in tables.splitlines() if "|" in line]
-    return [line for line in lines if line[0] == first and (second is None or line[1] == second)]
-
-
-def test_tables_hold_the_numbers(study):
-    tables = markdown_tables(study)
-    measures, by_kind = cells(tables, "static")
-    assert measures == [
-        "static", "0.6750 ± 0.1061", "0.7750 ± 0.1061", "0.0500", "+0.0750 ± 0.0354", "+0.1000, +0.0500", "80",
-        "1.00", "5.00", "–",
-    ]  # fmt: skip
-    assert by_kind == ["static", "0.6750 ± 0.1061", "0.6750 ± 0.1061"]
-    assert cells(tables, "sparse")[0][-1] == "1"
-    assert cells(tables, "sparse")[2][1] == "+0.0500 (0.0125)"
-    assert cells(tables, "sparse", "8") == [
-        ["sparse", "8", "0.3000 ± 0.1732", "0.2000", "+0.1000 ± 0.1732", "1", "2.80", "50%"]
-    ]
-    assert cells(tables, "forest")[0][1] == "texture 75%, edge 25%"
-    assert cells(tables, "rock")[0][1] == "contrast 40%, edge 35%"
-    assert "seeds 42, 1, 2" in tables
-
-
-def test_tables_of_one_seed_without_routing(study):
-    runs = [run for run in RUNS if run["seed"] == 1 and run["name"] == "static"]
-    tables = markdown_tables({**study, "runs": runs, "summary": summarise(runs)})
-    assert cells(tables, "static")[0][1] == "0.7500"
-    assert "habitat uses most" not in tables
-
-
-def test_block_of_a_page_is_replaced_each_time():
-    page = "Before.\n\n<!-- ablation -->\nold\n<!-- /ablation -->\n\nAfter.\n"
-    new = replace_block(page, "ablation", "new", "page.md")
-    assert new == "Before.\n\n<!-- ablation -->\nnew\n<!-- /ablation -->\n\nAfter.\n"
-    assert replace_block(new, "ablation", "new", "page.md") == new
-
-
-@pytest.mark.parametrize(
-    "page",
-    ["", "<!-- ablation -->", "<!-- /ablation --><!-- ablation -->", "<!-- ablation --><!-- /ablation -->" * 2],
-)
-def test_page_without_a_place_for_the_tables(page):
-    with pytest.raises(DataError, match=r"page\.md: has no place"):
-        replace_block(page, "ablation", "new", "page.md")
-
-
-def test_figures_are_pictures(study, tmp_path):
-    paths = draw_figures(study, tmp_path / "figures")
-    assert [path.name for path in paths] == ["ablation.png", "experts_by_habitat.png"]
-    for path in paths:
-        picture = cv2.imread(str(path))
-        assert picture is not None
-        assert min(picture.shape[:2]) > 200
-        assert picture[0, 0].tolist() == [255, 255, 255]
-        assert picture.std() > 10
-
-
-def test_without_routing_there_is_one_figure(study, tmp_path):
-    runs = [run for run in RUNS if run["name"] == "static"]
-    assert [path.name for path in draw_figures({**study, "runs": runs}, tmp_path)] == ["ablation.png"]
+    assert "cpu_seconds" not in json.loads((experiment.run_folder / "resources.json").read_text())
 
 
 # ---- end to end
 
 
+class Trained(list):
+    """Names of the runs that were trained, and what is to happen after each."""
+
+    def after(self):
+        pass
+
+
 @pytest.fixture
 def in_process(monkeypatch):
     """Trains in this process, which spares some seconds of imports, and lists what was trained."""
-    trained = []
+    trained = Trained()
 
     def train(file, overrides, experiment):
         for state in (AcceleratorState, GradientState, PartialState):
             state._reset_state()
         Trainer(experiment, accelerator=Accelerator(cpu=True)).run()
+        noted = {"code_digest": ablation.code_digest()}
+        (experiment.run_folder / "resources.json").write_text(json.dumps(noted))
         trained.append(experiment.experiment.name)
+        trained.after()
 
     monkeypatch.setattr(ablation, "train", train)
     return trained
@@ -335,10 +295,12 @@ def test_small_study_from_end_to_end(tiny, tmp_path, in_process, capsys):
 
     study = json.loads(results.read_text())
     sparse, plain = study["runs"]
-    assert study["command"].startswith(f"python tools/ablation.py {tiny}")
+    assert shlex.split(study["command"])[:4] == ["python", "tools/ablation.py", str(tiny), TEST_DATA]
+    assert study["code_digest"] == ablation.code_digest()
     assert study["settings"]["steps"] == 4
     assert study["settings"]["rows"]["plain"] == ["model.moe.mode=static", "model.moe.top_k=1"]
     assert (sparse["mode"], plain["mode"]) == ("sparse", "static")
+    assert sparse["resources"] is None  # nothing is known of what these took
     assert set(sparse["routing"]["scales"]) == {"4", "8", "16", "32"}
     assert plain["routing"] is None
     assert plain["counterfactual"] is None

@@ -17,7 +17,8 @@ from benchmarking.moe import Mixtures
 from benchmarking.networks import VARIANTS, build_network
 from benchmarking.report import Report, Target, quotient
 from benchmarking.settings import Settings
-from benchmarking.timing import Sample, interleaved, ratio, spread
+from benchmarking.timing import Sample, added_up, interleaved, ratio, spread
+from camox.models.costs import expert_costs
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "benchmark.py"
 CPU = torch.device("cpu")
@@ -191,6 +192,11 @@ def test_rounds_are_interleaved_rotated_and_seeded_alike():
     assert {name: len(found) for name, found in samples.items()} == {"A": 4, "B": 4, "C": 4}
 
 
+def test_calls_one_after_another_add_up():
+    assert added_up([Sample(1, 2, None), Sample(3, 4, None)]) == Sample(4, 6, None)
+    assert added_up([Sample(1, 2, 5.0), Sample(3, 4, 6.0)]) == Sample(4, 6, 11.0)
+
+
 def test_ratios_are_taken_round_by_round():
     # The second round was slow for both: the ratio of medians would be 0.3.
     ours = [Sample(1, 9, None), Sample(30, 9, None), Sample(3, 9, None)]
@@ -309,6 +315,11 @@ def test_moe_measures_mixtures_and_every_expert(tmp_path, monkeypatch):
     assert copies == {"sparse": 1, "masked": 0, "dense": 0, "static": 0, "per_image_loop": 16}
     assert {"texture", "edge", "contrast", "frequency", "attention", "semantic"} <= experts.keys()
     assert all(row["gmac_per_image"] > 0 and row["host_copies_per_forward"] == 0 for row in experts.values())
+    for name, row in experts.items():
+        at_scales = [row[f"stride {stride}"] for stride in (4, 8, 16, 32)]
+        assert sum(at_scales) == pytest.approx(row["process_seconds"]["median"], rel=1e-3), name  # one round
+        pixels = sum((64 // stride) ** 2 for stride in (4, 8, 16, 32))
+        assert row["gmac_per_image"] == pytest.approx(expert_costs([name], 8)[name] * pixels / 1e9, rel=0.3)
     assert mixtures["sparse"]["gmac_per_image"] < mixtures["masked"]["gmac_per_image"]
     assert set(found["ratios"]) == {"time", "operators", "expert time", "expert GMAC"}
     assert len(found["targets"]) == 3

@@ -226,6 +226,16 @@ def test_validation_gives_every_image_once_whatever_the_number_of_ranks(monkeypa
         np.testing.assert_array_equal(ours.selected, theirs.selected)
 
 
+def test_validation_without_routing_gives_the_same_scores():
+    source = open_training_sources([{"synthetic": "habitats", "count": 12, "size": 32}], [], 0.5, 0)[1]
+    objective = SegmentationObjective({"structure": 1.0})
+    validator = Validator(Accelerator(cpu=True), EvalSet(source, 32), objective, ("iou", "mae"), 3, 0)
+    built = network()
+    summary, routed = validator.score(built)
+    assert list(routed) == [8, 32]
+    assert validator.score(built, routing=False) == (summary, {})
+
+
 # Routers that do not learn: nothing moves them from their start, where they treat all images alike.
 IDLE_ROUTERS = (
     'data.train=[{synthetic="habitats",count=44,size=32}]',

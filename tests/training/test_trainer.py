@@ -15,6 +15,7 @@ from camox.checkpoints.scan import scan
 from camox.checkpoints.store import list_checkpoints, read_checkpoint
 from camox.errors import CheckpointError, DataError, ExperimentError, TrainingStopped
 from camox.training.resume import restore_generators
+from camox.training.routing import routed_images
 from camox.training.step import TrainingStep
 from camox.training.trainer import Trainer
 from tests.conftest import fp16_accelerator
@@ -90,19 +91,36 @@ def test_the_names_of_the_contract_are_logged(tiny_experiment):
     assert expected <= names, sorted(expected - names)
 
 
+def test_nobody_works_out_how_the_averaged_weights_route(tiny_experiment, monkeypatch):
+    """It is not logged: one batch of held-out images, at four scales, after each of two epochs."""
+    calls: list[int] = []
+
+    def count(routing: Any, limit: float, indices: Any, kinds: Any) -> Any:
+        calls.append(len(indices))
+        return routed_images(routing, limit, indices, kinds)
+
+    monkeypatch.setattr("camox.training.validation.routed_images", count)
+    run = train(tiny_experiment())
+    assert calls == [4] * 4 * 2
+    assert sum("val_ema/iou" in row for row in rows(run)) == 2
+
+
 @pytest.mark.parametrize(
-    ("override", "learns_routing"),
+    ("overrides", "learns_routing"),
     [
-        ("model.moe.mode=dense", True),
-        ("model.moe.mode=static", False),
-        ("model.moe.mode=random", False),
-        ("model.moe.scales=[]", False),
-        ("model.moe.granularity=2", True),
-        ("model.moe.balance.kind=switch", True),
+        (["model.moe.mode=dense"], True),
+        (["model.moe.mode=static"], False),
+        (["model.moe.mode=random"], False),
+        (["model.moe.scales=[]"], False),
+        (["model.moe.granularity=2", "data.image_size=64"], True),
+        (["model.moe.balance.kind=switch"], True),
     ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
 )
-def test_every_kind_of_mixture_trains_logs_its_routing_and_repeats(tiny_experiment, tmp_path, override, learns_routing):
-    first, second = (train(tiny_experiment(override, output=tmp_path / name)) for name in "ab")
+def test_every_kind_of_mixture_trains_logs_its_routing_and_repeats(
+    tiny_experiment, tmp_path, overrides, learns_routing
+):
+    first, second = (train(tiny_experiment(*overrides, output=tmp_path / name)) for name in "ab")
     assert numbers(first) == numbers(second)
     assert [bits(path) for path in list_checkpoints(first)] == [bits(path) for path in list_checkpoints(second)]
     names = {name for row in rows(first) for name in row}

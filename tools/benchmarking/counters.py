@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarking.timing import significant
+from camox.models.costs import FOURIER_TRANSFORMS
 
 DRAWS = 3
 """Random routings that counts are averaged over."""
@@ -52,12 +53,12 @@ def parameter_count(module: nn.Module) -> int:
 
 
 def multiply_adds(forward: Callable[[], object]) -> int:
-    """Multiply-adds of the convolutions and matrix products that `forward` calls.
+    """Multiply-adds of the convolutions, matrix products and Fourier transforms that `forward` calls.
 
-    Element-wise work and Fourier transforms are not counted. Meant for a forward pass alone: in a backward pass with
-    gradient checkpointing the same work would count twice.
+    Element-wise work is not counted. Meant for a forward pass alone: in a backward pass with gradient checkpointing
+    the same work would count twice.
     """
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=FOURIER_TRANSFORMS) as counter:
         forward()
     return int(counter.get_total_flops()) // 2
 

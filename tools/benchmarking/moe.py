@@ -1,4 +1,4 @@
-"""Suite `moe`: routers and mixtures of all four scales without the network around them, and each expert alone.
+"""Suite `moe`: routers and mixtures of all four scales without the network around them, and each expert at each scale.
 
 Timed are forward and backward. Inputs are noise of the sizes that the backbone and its laterals give. With the routing
 noise of the first step, untrained routers choose all experts about equally often.
@@ -14,7 +14,18 @@ from benchmarking.counters import forward_counts
 from benchmarking.networks import build_network
 from benchmarking.report import Report, Rows, Target, quotient
 from benchmarking.settings import Settings
-from benchmarking.timing import UNIT, Work, cost, figures, interleaved, matrix_product, ratio
+from benchmarking.timing import (
+    UNIT,
+    Sample,
+    Work,
+    added_up,
+    cost,
+    figures,
+    interleaved,
+    matrix_product,
+    ratio,
+    significant,
+)
 from camox.models.backbone import STRIDES
 from camox.models.camoxpert import CamoXpert
 from camox.models.experts import EXPERTS
@@ -63,13 +74,7 @@ def measure_mixtures(settings: Settings) -> Report:
         mixtures[name], works[name] = _measured(Mixtures(network), (features, maps), settings)
     samples = interleaved(works, settings.rounds, device)
 
-    experts: Rows = {}
-    expert_works: dict[str, Work] = {}
-    x = _noise(settings, settings.width, STRIDES[0])  # where an expert's cost is: three quarters of all pixels
-    for name, expert in EXPERTS.items():
-        experts[name], expert_works[name] = _measured(expert(settings.width).to(device), (x,), settings)
-    expert_samples = interleaved(expert_works, settings.rounds, device)
-
+    experts, expert_samples = _measure_experts(settings)
     results: dict[str, Rows] = {
         "mixtures": {name: {**figures(samples[name]), **row} for name, row in mixtures.items()},
         "experts": {name: {**figures(expert_samples[name]), **row} for name, row in experts.items()},
@@ -89,13 +94,44 @@ def measure_mixtures(settings: Settings) -> Report:
     return Report(results, ratios, _targets(mixtures, ratios))
 
 
+def _measure_experts(settings: Settings) -> tuple[Rows, dict[str, list[Sample]]]:
+    """Counts of each expert over all scales with its seconds at each, and its samples: those of the scales added up."""
+    maps = {stride: _noise(settings, settings.width, stride) for stride in STRIDES}
+    rows: Rows = {}
+    works: dict[str, Work] = {}
+    for name, expert in EXPERTS.items():
+        module = AtEachScale(expert(settings.width)).to(settings.torch_device)
+        rows[name], _ = _measured(module, (list(maps.values()),), settings)
+        for stride, x in maps.items():
+            works[f"{name} {stride}"] = _measured(module, ([x],), settings)[1]
+    samples = interleaved(works, settings.rounds, settings.torch_device)
+    totals = {}
+    for name, row in rows.items():
+        of_scales = [samples[f"{name} {stride}"] for stride in STRIDES]
+        row |= {f"stride {stride}": significant(cost(of)) for stride, of in zip(STRIDES, of_scales, strict=True)}
+        totals[name] = [added_up(of_round) for of_round in zip(*of_scales, strict=True)]
+    return rows, totals
+
+
+class AtEachScale(nn.Module):
+    """One expert on maps of several sizes."""
+
+    def __init__(self, expert: nn.Module):
+        super().__init__()
+        self.expert = expert
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """The expert's response to each."""
+        return [self.expert(x) for x in maps]
+
+
 def _measured(module: nn.Module, inputs: tuple[Any, ...], settings: Settings) -> tuple[dict[str, Any], Work]:
     """Counts of a forward pass of `module`, and the work of a forward and a backward pass."""
 
     def forward() -> list[Tensor]:
         with settings.autocast():
-            output = module(*inputs)
-        return output if isinstance(output, list) else [output]
+            outputs: list[Tensor] = module(*inputs)
+        return outputs
 
     def forward_backward() -> None:
         module.zero_grad()

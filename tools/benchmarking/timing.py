@@ -33,6 +33,16 @@ class Sample(NamedTuple):
         return self.process if self.device is None else self.device
 
 
+def added_up(samples: Sequence[Sample]) -> Sample:
+    """What calls one after another take together."""
+    of_device = [sample.device for sample in samples if sample.device is not None]
+    return Sample(
+        sum(sample.process for sample in samples),
+        sum(sample.wall for sample in samples),
+        sum(of_device) if of_device else None,
+    )
+
+
 def significant(value: float) -> float:
     """`value` to five significant digits."""
     return float(f"{value:.5g}")
