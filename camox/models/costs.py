@@ -20,7 +20,7 @@ def expert_costs(names: Iterable[str], channels: int) -> dict[str, float]:
     Convolutions and matrix products are those of `torch.utils.flop_counter`, which counts two operations per
     multiply-add and nothing elementwise. It does not know Fourier transforms: they count by the usual estimate of
     5·n·log₂(n) operations for n complex points and half of that for n real ones (FFTW's convention). That is 0.2 to
-    0.3·C² of an expert's about 4·C² at C = 128, and four times as much at C = 32.
+    0.3·C² of an expert's 8 to 11·C² at C = 128, and four times as much at C = 32.
 
     Each expert is built and run once on the CPU, in some milliseconds; PyTorch's random state stays as it was. Tensors
     without storage would take twice as long.

@@ -1,8 +1,9 @@
 """The experts, each a real operation on the cue that its name says.
 
-Every expert maps `[B, C, H, W]` to the same shape, works at any size, holds no BatchNorm (the sub-batch it
-sees is often one image), and costs about 4·C² multiply-adds per pixel, so that which two the router picks
-says nothing about the time a step takes. The residual and the normalisation are outside, in `moe.py`.
+Every expert maps `[B, C, H, W]` to the same shape, works at any size, holds no BatchNorm (the sub-batch it sees is
+often one image), and costs 8 to 11·C² multiply-adds per pixel, most of them in the two layers that mix the cue's
+responses, so that which two the router picks says little about the time a step takes. The residual and the
+normalisation are outside, in `moe.py`.
 """
 
 import torch
@@ -13,8 +14,7 @@ from torch import Tensor, nn
 class _Mix(nn.Sequential):
     """Cue responses `[B, inputs, H, W]` → `[B, C, H, W]` through a hidden layer of `hidden` channels."""
 
-    def __init__(self, inputs: int, channels: int, hidden: int | None = None):
-        hidden = hidden or channels
+    def __init__(self, inputs: int, channels: int, hidden: int):
         super().__init__(nn.Conv2d(inputs, hidden, 1), nn.GELU(), nn.Conv2d(hidden, channels, 1))
 
 
@@ -31,7 +31,7 @@ class TextureExpert(nn.Module):
         for pattern in self.patterns:
             assert isinstance(pattern, nn.Conv2d)
             nn.init.normal_(pattern.weight, std=1 / 3)  # the fourth response to noise is as large as the first
-        self.mix = _Mix(4 * channels, channels, hidden=3 * channels // 4)
+        self.mix = _Mix(4 * channels, channels, hidden=2 * channels)
 
     def forward(self, x: Tensor) -> Tensor:
         patterns = []
@@ -52,7 +52,7 @@ class EdgeExpert(nn.Module):
         laplacian = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]]) / 4
         kernels = torch.stack([sobel, sobel.T, laplacian]).repeat(channels, 1, 1).unsqueeze(1)
         self.register_buffer("kernels", kernels)  # [3C, 1, 3, 3], ordered x, y, Laplacian per channel
-        self.mix = _Mix(4 * channels, channels, hidden=3 * channels // 4)
+        self.mix = _Mix(4 * channels, channels, hidden=2 * channels)
 
     def forward(self, x: Tensor) -> Tensor:
         # Replicated borders: zero padding would draw an edge around every image.
@@ -70,7 +70,7 @@ class ContrastExpert(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.mix = _Mix(4 * channels, channels, hidden=3 * channels // 4)
+        self.mix = _Mix(4 * channels, channels, hidden=2 * channels)
 
     def forward(self, x: Tensor) -> Tensor:
         differences = [x - surround for surround in _box_means(x, levels=3)]
@@ -91,7 +91,7 @@ class FrequencyExpert(nn.Module):
         # Around 1 with a spread, so that the bands differ from the first step on.
         self.gains = nn.Parameter(1 + 0.5 * torch.randn(channels, radial_bands, angular_bands))
         self.enter = nn.Conv2d(channels, channels, 1)
-        self.mix = _Mix(2 * channels, channels)
+        self.mix = _Mix(2 * channels, channels, hidden=3 * channels)
 
     def forward(self, x: Tensor) -> Tensor:
         entered = self.enter(x)
@@ -132,34 +132,35 @@ class AttentionExpert(nn.Module):
         self.project = nn.Conv2d(channels, 3 * channels, 1)
         self.local = nn.Conv2d(3 * channels, 3 * channels, 3, padding=1, groups=3 * channels)
         self.temperature = nn.Parameter(torch.ones(_heads(channels), 1, 1))
-        self.leave = nn.Conv2d(channels, channels, 1)
+        self.mix = _Mix(2 * channels, channels, hidden=3 * channels // 2)
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = self.local(self.project(x)).chunk(3, dim=1)
-        return self.leave(_attend_channels(query, key, value, self.temperature))
+        return self.mix(torch.cat([x, _attend_channels(query, key, value, self.temperature)], dim=1))
 
 
 class SemanticExpert(nn.Module):
-    """What surrounds a pixel: a large depthwise field and the whole image's mean.
+    """What surrounds a pixel: a 5×5 over cells of 4×4 pixels, a 3×3 over pixels, and the whole image's mean.
 
-    The field is 23×23: 3×3, then strips of 1×21 and 21×1 as in SegNeXt (Guo et al., 2022). A dilated 7×7 in place of
-    the strips reaches as far, and made the expert take more than twice the time.
+    Strips of 1×21 and 21×1 at full size, as in SegNeXt (Guo et al., 2022), reach as far, and made the expert take
+    almost twice the time.
     """
+
+    cell = 4
 
     def __init__(self, channels: int):
         super().__init__()
         self.near = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
-        self.far = nn.Sequential(
-            nn.Conv2d(channels, channels, (1, 21), padding=(0, 10), groups=channels),
-            nn.Conv2d(channels, channels, (21, 1), padding=(10, 0), groups=channels),
-        )
+        self.far = nn.Conv2d(channels, channels, 5, padding=2, groups=channels)
         self.context = nn.Linear(channels, channels)
-        self.mix = _Mix(2 * channels, channels)
+        self.mix = _Mix(2 * channels, channels, hidden=3 * channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        field = self.far(self.near(x))
+        cells = F.avg_pool2d(x, self.cell, ceil_mode=True, count_include_pad=False)
+        far = F.interpolate(self.far(cells), scale_factor=self.cell, mode="bilinear", align_corners=False)
+        far = far[..., : x.shape[-2], : x.shape[-1]]
         context = self.context(x.float().mean(dim=(2, 3)).to(x.dtype))
-        return self.mix(torch.cat([x, field + context[:, :, None, None].to(field.dtype)], dim=1))
+        return self.mix(torch.cat([x, self.near(x) + far + context[:, :, None, None].to(far.dtype)], dim=1))
 
 
 class PatchFrequencyExpert(nn.Module):
@@ -167,8 +168,8 @@ class PatchFrequencyExpert(nn.Module):
 
     The gated feed-forward of FFTformer (Kong et al., 2023): spectrum of each patch × gains, depthwise 3×3, and one
     half of the channels gates the other by GELU. Where `FrequencyExpert` filters the whole image alike, here a pattern
-    is gated where it stands. Sizes that are no multiple of 8 are padded with their border and cropped again. Fewer
-    multiply-adds than in the other experts (about 3.1·C²), because its transforms take more time than they count.
+    is gated where it stands. Sizes that are no multiple of 8 are padded with their border and cropped again. Its
+    transforms take more time than they count, so it has fewer multiply-adds than the others.
     """
 
     patch = 8
@@ -180,13 +181,13 @@ class PatchFrequencyExpert(nn.Module):
         self.gains = nn.Parameter(1 + 0.5 * torch.randn(2 * channels, self.patch, self.patch // 2 + 1))
         self.local = nn.Conv2d(2 * channels, 2 * channels, 3, padding=1, groups=2 * channels)
         self.norm = nn.GroupNorm(1, channels)
-        self.leave = nn.Conv2d(channels, channels, 1)
+        self.mix = _Mix(channels, channels, hidden=3 * channels)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, value = self.local(self._filter(self.enter(x))).chunk(2, dim=1)
         # Without the norm the product would grow as the square of x, and overflow fp16 at 256.
         gate = F.gelu(self.norm(gate)).to(value.dtype)
-        return self.leave(gate * value)
+        return self.mix(gate * value)
 
     def _filter(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
@@ -223,9 +224,9 @@ class HybridExpert(nn.Module):
         super().__init__()
         self.pattern = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
         self.temperature = nn.Parameter(torch.ones(_heads(channels), 1, 1))
-        self.context = nn.Linear(2 * channels, channels)
-        self.enter = nn.Conv2d(4 * channels, channels, 1)
-        self.leave = nn.Conv2d(channels, channels, 1)
+        self.context = nn.Linear(2 * channels, 2 * channels)
+        self.enter = nn.Conv2d(4 * channels, 2 * channels, 1)
+        self.leave = nn.Conv2d(2 * channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         pattern = self.pattern(x)

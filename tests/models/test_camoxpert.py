@@ -196,7 +196,10 @@ def test_padding_inside_equals_padding_outside(build, images):
     small = images(1, 90, 81)
     explicit = torch.nn.functional.pad(small, (0, 15, 0, 6), mode="replicate")
     with torch.no_grad():
-        assert torch.equal(network(small).logits, network(explicit).logits[..., :90, :81])
+        inside, outside = network(small), network(explicit)
+        assert all(torch.equal(a, b) for a, b in zip(inside.deep, outside.deep, strict=True))
+        # Refinement is told how uncertain a place is beside the least certain one: that may lie in the padding.
+        assert torch.allclose(inside.logits, outside.logits[..., :90, :81], atol=1e-4)
         whole = network(images(1, 96, 96)).refinements[-1]
         assert whole.shape[-2:] == (24, 24)  # nothing added to what fits already
 

@@ -16,14 +16,14 @@ def test_equal_to_a_count_by_hand(channels):
     heads = max(1, channels // 32)
     patch_transforms = 2 * (1.25 * 3 + 2.5 * 3 * 5 / 8)  # real along 8 columns, complex along 8 rows of 5 columns
     expected = {
-        "texture": 4 * 9 * channels + 3.75 * square,
-        "edge": 3 * 9 * channels + 3.75 * square,
-        "contrast": 5 * (9 * channels + 9) + 3.75 * square,  # box means: one convolution, and one channel of ones
-        "frequency": 2 * real_transform * channels + (1 + 2 + 1) * square,
-        "attention": 3 * 9 * channels + 4 * square + 2 * square / heads,
-        "semantic": (9 + 2 * 21) * channels + square / pixels + 3 * square,
-        "patch_frequency": 2 * channels * (9 + patch_transforms) + 3 * square,
-        "hybrid": 9 * channels + 2 * (9 * channels + 9) + 2 * square / heads + 2 * square / pixels + 5 * square,
+        "texture": 4 * 9 * channels + 10 * square,
+        "edge": 3 * 9 * channels + 10 * square,
+        "contrast": 5 * (9 * channels + 9) + 10 * square,  # box means: one convolution, and one channel of ones
+        "frequency": 2 * real_transform * channels + 10 * square,
+        "attention": 3 * 9 * channels + 7.5 * square + 2 * square / heads,
+        "semantic": (9 + 25 / 16) * channels + square / pixels + 9 * square,
+        "patch_frequency": 2 * channels * (9 + patch_transforms) + 8 * square,
+        "hybrid": 9 * channels + 2 * (9 * channels + 9) + 2 * square / heads + 4 * square / pixels + 10 * square,
     }
     assert expert_costs(EXPERTS, channels) == pytest.approx(expected)
 

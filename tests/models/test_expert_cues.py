@@ -93,8 +93,8 @@ def cue_response(name, x, seed):
     with torch.no_grad():
         if name == "frequency":
             nn.init.dirac_(expert.enter.weight)
-    response = given_to(expert.leave if name == "attention" else expert.mix, expert, x)
-    if name in ("frequency", "semantic"):
+    response = given_to(expert.mix, expert, x)
+    if name in ("frequency", "attention", "semantic"):
         response = response[:, CHANNELS:]  # beside x itself
     return response
 
