@@ -74,8 +74,9 @@ class Router(Table):
     """Least probability and weight of an expert. Above 0 they no longer sum to one and lose their gradient at the
     floor: for experiments that were published with it."""
 
-    noise: float = Field(default=1.0, ge=0)
-    """Standard deviation of the Gaussian noise added to logits for selection at the start of training."""
+    noise: float = Field(default=0.0, ge=0)
+    """Standard deviation of the Gaussian noise added to logits for selection at the start of training; 0 for none. With
+    1 experts are chosen by chance at first, and so trained alike."""
 
     noise_fraction: float = Field(default=0.15, ge=0, le=1)
     """Share of all steps over which the noise falls linearly to zero."""

@@ -89,7 +89,7 @@ class CamoXpert(nn.Module):
         logit_limit: float = 10.0,
         logit_limit_mode: str = "tanh",
         prob_floor: float = 0.0,
-        noise: float = 1.0,
+        noise: float = 0.0,
         window_images: float = 512,
         band: Sequence[float] = (0.5, 2.0),
         bias_rate: float = 5e-2,

@@ -55,7 +55,7 @@ class Router(nn.Module):
         logit_limit: float = 10.0,
         logit_limit_mode: str = "tanh",
         prob_floor: float = 0.0,
-        noise: float = 1.0,
+        noise: float = 0.0,
         hidden: int = 64,
     ):
         super().__init__()

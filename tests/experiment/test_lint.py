@@ -97,15 +97,16 @@ LOSS = {f"model.moe.balance.{key}" for key in ("coefficient", "coefficient_after
 @pytest.mark.parametrize(
     ("overrides", "without_effect"),
     [
-        ([], set()),
+        ([], {"model.moe.router.noise_fraction"}),
+        (["model.moe.router.noise=1"], set()),
         (["model.moe.mode=dense"], {"model.moe.top_k", "model.moe.dispatch"} | NOISE | SELECTION | WINDOW | LOSS),
         (["model.moe.mode=static"], {"model.moe.dispatch"} | ROUTER | BALANCE),
         (["model.moe.mode=random"], ROUTER | BALANCE),
         (["model.moe.scales=[]"], set(EXAMPLES)),
         (["model.moe.top_k=6"], NOISE | SELECTION | WINDOW | LOSS),
-        (["model.moe.balance.kind=switch"], SELECTION | WINDOW),
-        (["model.moe.balance.kind=importance"], SELECTION | WINDOW),
-        (["model.moe.balance.kind=none"], SELECTION | WINDOW | LOSS),
+        (["model.moe.balance.kind=switch", "model.moe.router.noise=1"], SELECTION | WINDOW),
+        (["model.moe.balance.kind=importance", "model.moe.router.noise=1"], SELECTION | WINDOW),
+        (["model.moe.balance.kind=none", "model.moe.router.noise=1"], SELECTION | WINDOW | LOSS),
         (
             ["model.moe.mode=dense", "model.moe.balance.kind=importance"],
             {"model.moe.top_k", "model.moe.dispatch"} | NOISE | SELECTION | WINDOW,

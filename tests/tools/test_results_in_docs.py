@@ -1,29 +1,38 @@
-"""The numbers on the page of the model are those of committed results."""
+"""The numbers on the pages are those of committed results."""
 
 import json
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ablation_tables import markdown_tables
+import ablation_tables
+from benchmarking import report
 from pages import read_block
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "model.md"
-ABLATION = ROOT / "benchmarks" / "results" / "ablation.json"
-NAMED = sorted(set(re.findall(r"benchmarks/results/[\w.-]*\w", PAGE.read_text(encoding="utf-8"))))
+RESULTS = ROOT / "benchmarks" / "results"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "step": report.markdown_tables,
+    "moe": report.markdown_tables,
+    "ablation": ablation_tables.markdown_tables,
+}
 
 
-@pytest.mark.parametrize("name", NAMED)
-def test_results_that_the_page_names_are_there(name):
-    block = Path(name).stem
-    if f"<!-- {block} -->" in PAGE.read_text(encoding="utf-8") and not read_block(PAGE, block):
-        pytest.skip(f"the block {block} of {PAGE.name} is empty: nothing was measured yet")
-    assert (ROOT / name).is_file()
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_results_and_pictures_that_a_page_names_are_there(page):
+    text = page.read_text(encoding="utf-8")
+    named = set(re.findall(r"benchmarks/results/[\w.-]*\w", text))
+    pictures = {str((page.parent / link).relative_to(ROOT)) for link in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text)}
+    missing = [name for name in sorted(named | pictures) if not (ROOT / name).is_file()]
+    assert not missing
 
 
-def test_the_tables_of_the_ablation_are_those_of_its_results():
-    if not ABLATION.exists():
-        pytest.skip(f"{ABLATION.name} is not committed yet")
-    assert read_block(PAGE, "ablation") == markdown_tables(json.loads(ABLATION.read_text(encoding="utf-8")))
+@pytest.mark.parametrize("block", TABLES)
+def test_tables_on_the_page_are_those_of_the_results(block):
+    results = json.loads((RESULTS / f"{block}.json").read_text(encoding="utf-8"))
+    assert read_block(PAGE, block) == TABLES[block](results)

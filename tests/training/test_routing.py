@@ -144,7 +144,7 @@ def test_the_verdict_comes_with_the_second_evaluation_and_says_what_to_look_at()
 
 
 def test_a_router_that_still_explores_is_measured_and_not_judged():
-    built = network()
+    built = network(noise=1.0)
     watch = RoutingWatch(built)
     built.anneal_routing_noise(0.5)
     for _ in range(3):

@@ -1,7 +1,7 @@
 """Suite `moe`: routers and mixtures of all four scales without the network around them, and each expert at each scale.
 
-Timed are forward and backward. Inputs are noise of the sizes that the backbone and its laterals give. With the routing
-noise of the first step, untrained routers choose all experts about equally often.
+Timed are forward and backward. Inputs are noise of the sizes that the backbone and its laterals give. With routing
+noise untrained routers choose all experts about equally often.
 """
 
 from collections.abc import Sequence

@@ -24,7 +24,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def build_network(name: str, settings: Settings) -> CamoXpert:
     """One of `VARIANTS` on its device, in training mode; what they have in common is initialised alike."""
     torch.manual_seed(0)
-    network = CamoXpert(settings.backbone, width=settings.width, **VARIANTS[name])
+    # Without noise, untrained routers send the whole batch to one and the same pair.
+    network = CamoXpert(settings.backbone, width=settings.width, noise=1.0, **VARIANTS[name])
     if name == "per_image_loop":
         for stride, mixture in network.mixtures.items():
             assert isinstance(mixture, MixtureOfExperts)

@@ -1,8 +1,8 @@
 """Suite `step`: one whole training step of the sparse network against its twins, a rival, and rivals' backbones.
 
 The step is the trainer's own: forward, objective with the default weights, router losses, backward, clipping by group,
-fused AdamW, weight average, gradients dropped. Routing noise is that of the first
-step, so that the untrained routers choose all experts about equally often. Of the backbones only the forward and
+fused AdamW, weight average, gradients dropped. With routing noise untrained
+routers choose all experts about equally often. Of the backbones only the forward and
 backward pass is timed: less than a step of the networks that are built on them.
 """
 
