@@ -15,7 +15,7 @@ def keys_without_effect(experiment: "Experiment") -> Iterator[str]:
     """Return a remark on each such key: what it is, why it has no effect, and what to do."""
     yield from _of_schedule(experiment.schedule)
     moe = experiment.model.moe
-    rules = [rule for rule in (*_rules_of_mode(moe), *_rules_of_balance(moe), _rule_of_noise(moe)) if rule.applies]
+    rules = [rule for rule in (*_rules_of_mode(moe), *_rules_of_balance(moe)) if rule.applies]
     for key in (*_keys_set(moe, "model.moe"), *_keys_set(experiment.optimizer, "optimizer")):
         rule = next((rule for rule in rules if key.startswith(rule.keys)), None)
         if rule is not None:
@@ -98,8 +98,3 @@ def _rules_of_balance(moe: "MixtureOfExperts") -> Iterator[_Rule]:
     for keys, kinds in readers.items():
         reason = f'with {_BALANCE}.kind = "{kind}", only with {listed(kinds)}'
         yield _Rule(kind not in kinds, keys, reason, "choose another kind")
-
-
-def _rule_of_noise(moe: "MixtureOfExperts") -> _Rule:
-    keys = ("model.moe.router.noise_fraction",)
-    return _Rule(moe.router.noise == 0, keys, "with model.moe.router.noise = 0", "raise the noise")

@@ -73,6 +73,7 @@ def warnings(experiment: "Experiment") -> tuple[str, ...]:
     return (
         *_warm_up_too_long(experiment.schedule, experiment.phases),
         *keys_without_effect(experiment),
+        *_information_of_one_image(experiment),
         *_rate_never_lowered(experiment.schedule, experiment.validation, experiment.epochs),
         *_random_backbone_never_trained(experiment.model, experiment.phases),
         *_average_too_slow(experiment),
@@ -285,6 +286,24 @@ def _random_backbone_never_trained(model: "Model", phases: Sequence["Phase"]) ->
             "the backbone starts from random weights and is frozen in every phase: "
             "set model.pretrained or model.weights, or do not freeze it"
         )
+
+
+def _information_of_one_image(experiment: "Experiment") -> Iterator[str]:
+    """Both terms compare images with their batch-mates: a micro-batch of one image has none."""
+    moe, balance = experiment.model.moe, experiment.model.moe.balance
+    alone = [phase.name for phase in experiment.phases_resolved() if phase.batch_size == 1]
+    if not alone or moe.granularity != "image" or not moe.scales or moe.mode not in ("sparse", "dense"):
+        return
+    effects = {
+        "entropy": (balance.entropy, "asks for indecision in each image"),
+        "mutual_information": (balance.mutual_information, "is always 0"),
+    }
+    for key, (weight, effect) in effects.items():
+        if weight > 0:
+            yield (
+                f"model.moe.balance.{key} {effect} with batch_size = 1, in phase {alone[0]}: "
+                "use a larger batch_size in place of optimizer.accumulate, or set it to 0"
+            )
 
 
 def _average_too_slow(experiment: "Experiment") -> Iterator[str]:

@@ -79,7 +79,8 @@ class Router(Table):
     1 experts are chosen by chance at first, and so trained alike."""
 
     noise_fraction: float = Field(default=0.15, ge=0, le=1)
-    """Share of all steps over which the noise falls linearly to zero."""
+    """Share of all steps over which the noise, if any, falls linearly to zero. Before its end no router is said to have
+    collapsed."""
 
 
 class Balance(Table):
@@ -178,7 +179,7 @@ class Model(Table):
     """Residual corrections of the logits at stride 4, each supervised."""
 
     gradient_checkpointing: bool = False
-    """Compute expert activations again in the backward pass: less memory, more time."""
+    """Compute activations of the backbone and the experts again in the backward pass: less memory, more time."""
 
     channels_last: bool = False
     """Store feature maps as NHWC, which convolutions of a GPU in fp16 or bf16 prefer."""

@@ -72,8 +72,9 @@ class LoadBalance(nn.Module):
 class RoutingObjective:
     """What routers are asked beside the task: balance, few large logits, and, if wanted, use of all experts.
 
-    Every term reads the probabilities and logits of this rank and carries their gradient; loads are global and
-    constant, so averaging gradients over ranks is exact. The terms, each the mean over scales:
+    Every term reads the probabilities and logits of this rank and carries their gradient. "band" and "z_loss" are
+    linear in what ranks contribute, and loads are global and constant, so averaging gradients over ranks is exact; the
+    others are those of each micro-batch on each rank, averaged. The terms, each the mean over scales:
 
     * "balance" by `kind`, with `P` the mean probability of each of E experts over the batch:
       "band" `E · Σ load·P − 1`, load smoothed over a window of images and all ranks: 0 when balanced, 2 when two of six
@@ -81,8 +82,8 @@ class RoutingObjective:
       "importance" `Σ (P − 1/E)²`; "none" is 0.
     * "z_loss" `mean (logsumexp z)²` of the raw logits (Zoph et al., 2022): keeps them small where the limit has no
       gradient left.
-    * "entropy" `log E − H(P)` ≥ 0: all experts used over the batch.
-    * "mutual_information" `mean H(p) − H(P)` ≤ 0: moreover each image decided.
+    * "entropy" `log E − H(P)` ≥ 0: all experts used over the batch. Of a single image it asks for indecision.
+    * "mutual_information" `mean H(p) − H(P)` ≤ 0: moreover each image decided. Of a single image it is 0.
     """
 
     def __init__(self, kind: str, z_loss: float, entropy: float = 0.0, mutual_information: float = 0.0):

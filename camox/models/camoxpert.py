@@ -98,7 +98,7 @@ class CamoXpert(nn.Module):
         # What is needed to build the network again: weights come from the checkpoint then, and who predicts a few
         # images does not want to wait for a compiler.
         arguments = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
-        self.config: dict[str, Any] = json.loads(json.dumps(arguments, default=str)) | {
+        self.config: dict[str, Any] = json.loads(json.dumps(arguments)) | {
             "pretrained": False,
             "weights": None,
             "compile": False,

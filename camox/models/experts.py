@@ -1,8 +1,8 @@
 """The experts, each a real operation on the cue that its name says.
 
 Every expert maps `[B, C, H, W]` to the same shape, works at any size, holds no BatchNorm (the sub-batch it sees is
-often one image), and costs 8 to 11·C² multiply-adds per pixel, most of them in the two layers that mix the cue's
-responses, so that which two the router picks says little about the time a step takes. The residual and the
+often one image), and at C = 128 costs 8 to 11·C² multiply-adds per pixel, most of them in the two layers that mix the
+cue's responses, so that which two the router picks says little about the time a step takes. The residual and the
 normalisation are outside, in `moe.py`.
 """
 
@@ -118,7 +118,7 @@ class FrequencyExpert(nn.Module):
             for step_a, weight_a in ((0, 1 - along_angle), (1, along_angle)):
                 corner = gains[:, low_radius + step_r, (low_angle + step_a) % angular]
                 total = total + corner * (weight_r * weight_a)
-        return total
+        return _share_gains(total, torch.arange(width // 2 + 1, device=gains.device) * 2 == width)
 
 
 class AttentionExpert(nn.Module):
@@ -168,8 +168,7 @@ class PatchFrequencyExpert(nn.Module):
 
     The gated feed-forward of FFTformer (Kong et al., 2023): spectrum of each patch × gains, depthwise 3×3, and one
     half of the channels gates the other by GELU. Where `FrequencyExpert` filters the whole image alike, here a pattern
-    is gated where it stands. Sizes that are no multiple of 8 are padded with their border and cropped again. Its
-    transforms take more time than they count, so it has fewer multiply-adds than the others.
+    is gated where it stands. Sizes that are no multiple of 8 are padded with their border and cropped again.
     """
 
     patch = 8
@@ -202,15 +201,9 @@ class PatchFrequencyExpert(nn.Module):
         return filtered.to(x.dtype)
 
     def _symmetric_gains(self) -> Tensor:
-        """The filter `[2C, 1, 8, 1, 5]`: opposite frequencies share their gain, as those of a real filter do.
-
-        In the half spectrum both of them stand in the first and the last column only; what an inverse transform
-        makes of a column that is not symmetric depends on the library.
-        """
-        gains = self.gains.float()
-        opposite = gains.flip(1).roll(1, dims=1)
-        columns = torch.arange(gains.shape[-1], device=gains.device)
-        return torch.where(columns % (self.patch // 2) == 0, (gains + opposite) / 2, gains)[:, None, :, None]
+        """The filter `[2C, 1, 8, 1, 5]`."""
+        columns = torch.arange(self.patch // 2 + 1, device=self.gains.device)
+        return _share_gains(self.gains.float(), columns % (self.patch // 2) == 0)[:, None, :, None]
 
 
 class HybridExpert(nn.Module):
@@ -265,6 +258,17 @@ def _continue_border(x: Tensor, left: int, right: int, top: int, bottom: int) ->
     x = torch.cat([x[..., :1].expand(*x.shape[:3], left), x, x[..., -1:].expand(*x.shape[:3], right)], dim=3)
     rows = x.shape[3]
     return torch.cat([x[..., :1, :].expand(-1, -1, top, rows), x, x[..., -1:, :].expand(-1, -1, bottom, rows)], dim=2)
+
+
+def _share_gains(gains: Tensor, columns: Tensor) -> Tensor:
+    """Gains `[C, H, W//2+1]` of a half spectrum, opposite frequencies sharing theirs as those of a real filter do.
+
+    Both of them stand in the first column, and in the last where W is even; elsewhere one of them is implied.
+    `columns` says which columns to symmetrise: what an inverse transform makes of one that is not symmetric depends on
+    the library.
+    """
+    opposite = gains.flip(1).roll(1, dims=1)
+    return torch.where(columns, (gains + opposite) / 2, gains)
 
 
 def _box_means(x: Tensor, levels: int) -> list[Tensor]:

@@ -118,7 +118,8 @@ class MixtureOfExperts(nn.Module):
 
 # Below, `order` `[N·k]` sorts pairs by expert, and `back` `[N, k]` says where each pair went. Written out because no
 # row is taken twice for one choice: the backward of indexing does not know that and adds, which is slow on a CPU and
-# not deterministic on a GPU. Sums are made in place: at stride 4 and 416² a copy of the pairs of 12 images is 130 MB.
+# not deterministic on a GPU. Sums are made in place where they can: at stride 4 and 416² a copy of the pairs of
+# 12 images is 130 MB.
 
 
 class _Spread(torch.autograd.Function):

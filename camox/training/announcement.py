@@ -5,6 +5,7 @@ from accelerate import Accelerator
 from camox.data.samples import Source
 from camox.data.sources import Subset
 from camox.experiment import Experiment
+from camox.experiment.schema import MixtureOfExperts
 from camox.models.camoxpert import CamoXpert
 from camox.tracking.console import Console
 from camox.training.processes import precision_name, precision_notices
@@ -31,11 +32,10 @@ def announce(
     ]
     parameters = sum(parameter.numel() for parameter in network.parameters()) / 1e6
     moe = experiment.model.moe
-    experts = f"top {moe.top_k} of {len(moe.experts)}" if moe.mode == "sparse" else f"all {len(moe.experts)}"
     rows: list[tuple[str, object]] = [
         ("data", f"{len(train)} training, {len(held_out)} held out ({train.label})"),
         ("model", f"{experiment.model.backbone}, {parameters:.1f} M parameters"),
-        ("experts", f"{experts} at strides {', '.join(map(str, moe.scales))}"),
+        ("experts", f"{_experts(moe)} at strides {', '.join(map(str, moe.scales))}" if moe.scales else "none"),
         ("phases", ", ".join(f"{p.name} {p.epochs} epoch{'s' * (p.epochs > 1)}" for p in phases)),
         ("batch", f"{', '.join(batches)} (per device × accumulated × processes)"),
         ("device", f"{ranks} × {accelerator.device.type}, {precision_name(accelerator)}"),
@@ -44,3 +44,14 @@ def announce(
     if finished_epochs:
         rows.append(("resumed", f"after epoch {finished_epochs} of {experiment.epochs}"))
     console.header(f"camox: {experiment.experiment.name}", rows)
+
+
+def _experts(moe: MixtureOfExperts) -> str:
+    match moe.mode:
+        case "dense":
+            return f"all {len(moe.experts)}"
+        case "static":
+            return f"always {' and '.join(moe.experts[: moe.top_k])}"
+        case "random":
+            return f"{moe.top_k} of {len(moe.experts)} by chance"
+    return f"top {moe.top_k} of {len(moe.experts)}"

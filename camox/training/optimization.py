@@ -81,8 +81,10 @@ def clip_gradients(
         if parameter.grad is not None:
             by_group[group_of(name)].append(parameter)
     device = next(p.device for members in by_group.values() for p in members)
+    # Of no tensors the norm would be one on the CPU, and to copy it would wait for the device in each step.
+    nothing = torch.zeros((), device=device)
     norms = {
-        name: get_total_norm([p.grad for p in members if p.grad is not None]).to(device)
+        name: get_total_norm([p.grad for p in members if p.grad is not None]) if members else nothing
         for name, members in by_group.items()
     }
     router, rest = norms["router"], _combine(norms[name] for name in GROUPS if name != "router")

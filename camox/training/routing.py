@@ -81,8 +81,9 @@ class RoutingWatch:
     def evaluate(self, routed: Mapping[int, RoutedImages]) -> tuple[dict[str, float], list[Collapse]]:
         """Values under their logged names, and the routers that collapsed with this evaluation.
 
-        Only the sparse mode is judged, and only once training no longer adds noise to the selection: until then an
-        expert that evaluation never takes is not lost to training.
+        Only the sparse mode is judged, and only after the share of the run in which routers may explore
+        (`router.noise_fraction`): at first they know nothing and treat all images alike, and with noise an expert
+        that evaluation never takes is not lost to training.
 
         Args:
             routed: stride → what its router decided for all held-out images.
@@ -106,7 +107,7 @@ class RoutingWatch:
 
     def _exploring(self) -> bool:
         routers = [router for router in self.network.routers.values() if isinstance(router, Router)]
-        return any(router.noise * router.noise_share > 0 for router in routers)
+        return any(router.noise_share > 0 for router in routers)
 
     def _measures(self, stride: int, images: RoutedImages) -> dict[str, float]:
         measures = routing_measures(images.sums(), self.costs, self.network.learns_routing)

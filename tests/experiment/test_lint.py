@@ -48,6 +48,9 @@ Write = Callable[..., Path]
             "too long for the run's 3 validations",
         ),
         (["schedule.name=one_cycle"], None),
+        (["phases.full.batch_size=1", "model.moe.balance.entropy=1e-3"], "entropy asks for indecision in each image"),
+        (["phases.full.batch_size=1", "model.moe.balance.mutual_information=1e-3"], "is always 0 with batch_size = 1"),
+        (["phases.full.batch_size=2", "model.moe.balance.entropy=1e-3"], None),
         (["phases.full.batch_size=64", "phases.full.accumulate=2"], "128 images, but there are only 90"),
     ],
 )
@@ -97,16 +100,15 @@ LOSS = {f"model.moe.balance.{key}" for key in ("coefficient", "coefficient_after
 @pytest.mark.parametrize(
     ("overrides", "without_effect"),
     [
-        ([], {"model.moe.router.noise_fraction"}),
-        (["model.moe.router.noise=1"], set()),
+        ([], set()),
         (["model.moe.mode=dense"], {"model.moe.top_k", "model.moe.dispatch"} | NOISE | SELECTION | WINDOW | LOSS),
         (["model.moe.mode=static"], {"model.moe.dispatch"} | ROUTER | BALANCE),
         (["model.moe.mode=random"], ROUTER | BALANCE),
         (["model.moe.scales=[]"], set(EXAMPLES)),
         (["model.moe.top_k=6"], NOISE | SELECTION | WINDOW | LOSS),
-        (["model.moe.balance.kind=switch", "model.moe.router.noise=1"], SELECTION | WINDOW),
-        (["model.moe.balance.kind=importance", "model.moe.router.noise=1"], SELECTION | WINDOW),
-        (["model.moe.balance.kind=none", "model.moe.router.noise=1"], SELECTION | WINDOW | LOSS),
+        (["model.moe.balance.kind=switch"], SELECTION | WINDOW),
+        (["model.moe.balance.kind=importance"], SELECTION | WINDOW),
+        (["model.moe.balance.kind=none"], SELECTION | WINDOW | LOSS),
         (
             ["model.moe.mode=dense", "model.moe.balance.kind=importance"],
             {"model.moe.top_k", "model.moe.dispatch"} | NOISE | SELECTION | WINDOW,

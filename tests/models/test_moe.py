@@ -54,6 +54,37 @@ def test_sorted_equals_masked_in_output_and_gradients(choices, checkpointing):
         assert torch.allclose(got, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("choices", CHOICES.values(), ids=CHOICES)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_gathering_and_weighting_have_the_gradients_of_their_formulas(choices, layout):
+    routing = route(choices)
+    plan = plan_dispatch([routing], 6)[0]
+    back = plan.order.argsort().view_as(routing.selected)
+    x = torch.randn(len(choices), 3, 2, 2, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
+    weights = routing.weights.detach().double().requires_grad_()
+    spread = moe._Spread.apply(x, plan.order, back)
+    assert torch.equal(spread, x[plan.order // back.shape[1]])
+    total = moe._WeightedSum.apply(spread, weights, plan.order, back)
+    assert torch.allclose(total, (weights.sum(dim=1)[:, None, None, None] * x), atol=1e-12)
+    assert torch.autograd.gradcheck(lambda x: moe._Spread.apply(x, plan.order, back), x)
+    responses = torch.randn_like(spread).requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda responses, weights: moe._WeightedSum.apply(responses, weights, plan.order, back), (responses, weights)
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_half_precision_rounds_and_no_more(dtype, checkpointing):
+    mixture, routing, x = make(gradient_checkpointing=checkpointing), route(CHOICES["mixed"]), torch.randn(4, 16, 8, 8)
+    exact = outcome(mixture, routing, x, True)
+    with torch.autocast("cpu", dtype=dtype):
+        rounded = outcome(mixture, routing, x, True)
+    assert rounded[1].dtype == rounded[2].dtype == torch.float32  # gradients of the input and of the router
+    for got, expected in zip(rounded, exact, strict=True):
+        assert (got - expected).norm() <= 0.03 * expected.norm()
+
+
 def test_gradient_checkpointing_changes_no_bit():
     routing, x = route(CHOICES["mixed"]), torch.randn(4, 16, 6, 9)
     plain = outcome(make(), routing, x, True)

@@ -64,11 +64,15 @@ def test_no_logit_passes_the_limit(features, limit):
 
 
 def test_the_cap_is_smooth_so_large_logits_keep_a_gradient(features):
-    router = make(gate_scale=500)
-    routing = router(features, ZERO)
-    routing.raw_logits.retain_grad()
-    routing.weights[:, 0].sum().backward()
-    assert routing.raw_logits.grad.abs().sum() > 0
+    def gradient_of_large_logits(mode):
+        routing = make(gate_scale=1500, logit_limit_mode=mode)(features, ZERO)
+        routing.raw_logits.retain_grad()
+        routing.probabilities[:, 0].sum().backward()
+        return routing.raw_logits.grad[routing.raw_logits.abs() > 10]
+
+    assert len(gradient_of_large_logits("tanh")) > 0
+    assert gradient_of_large_logits("tanh").abs().max() > 0
+    assert gradient_of_large_logits("clamp").abs().max() == 0
 
 
 def test_temperature_flattens(features):

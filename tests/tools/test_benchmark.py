@@ -148,7 +148,7 @@ def test_the_loop_over_images_gives_what_the_sorted_dispatch_gives():
     torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["sparse", "masked", "dense", "static", "per_image_loop"])
+@pytest.mark.parametrize("name", ["sparse", "masked", "dense", "static", "per_image_loop"])  # random looks at pixels
 def test_mixtures_alone_give_what_they_give_in_the_network(name):
     network = build_network(name, TOY)
     before: dict[str, torch.Tensor] = {}
@@ -312,7 +312,7 @@ def test_moe_measures_mixtures_and_every_expert(tmp_path, monkeypatch):
     found = measure("moe", tmp_path / "results" / "moe.json", monkeypatch)
     mixtures, experts = found["results"]["mixtures"], found["results"]["experts"]
     copies = {name: row["host_copies_per_forward"] for name, row in mixtures.items()}
-    assert copies == {"sparse": 1, "masked": 0, "dense": 0, "static": 0, "per_image_loop": 16}
+    assert copies == {"sparse": 1, "masked": 0, "dense": 0, "static": 0, "random": 1, "per_image_loop": 16}
     assert {"texture", "edge", "contrast", "frequency", "attention", "semantic"} <= experts.keys()
     assert all(row["gmac_per_image"] > 0 and row["host_copies_per_forward"] == 0 for row in experts.values())
     for name, row in experts.items():

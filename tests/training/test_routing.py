@@ -156,10 +156,19 @@ def test_a_router_that_still_explores_is_measured_and_not_judged():
     assert len(watch.evaluate({8: one_pair()})[1]) == 1
 
 
-def test_noise_that_is_none_is_no_exploration():
+def test_an_untrained_router_without_noise_is_not_judged_either():
+    """It treats all images alike: that is no collapse."""
     built = network(noise=0.0)
-    built.anneal_routing_noise(1.0)
-    assert "val/router/collapsed" in RoutingWatch(built).evaluate({8: one_pair()})[0]
+    with torch.no_grad():
+        routing = built(torch.rand(40, 3, 32, 32)).routing
+    images = {
+        stride: routed_images(of_scale, LIMIT, torch.arange(40), [""] * 40) for stride, of_scale in routing.items()
+    }
+    built.anneal_routing_noise(0.1)
+    watch = RoutingWatch(built)
+    assert [watch.evaluate(images)[1] for _ in range(2)] == [[], []]
+    built.anneal_routing_noise(0.0)
+    assert [len(watch.evaluate(images)[1]) for _ in range(2)] == [0, 2]
 
 
 @pytest.mark.parametrize("mode", ["dense", "static", "random"])

@@ -1,7 +1,8 @@
 """Suite `moe`: routers and mixtures of all four scales without the network around them, and each expert at each scale.
 
 Timed are forward and backward. Inputs are noise of the sizes that the backbone and its laterals give. With routing
-noise untrained routers choose all experts about equally often.
+noise untrained routers choose all experts about equally often. Peak memory and waits for a GPU are those of a whole
+step: suite `step` has them.
 """
 
 from collections.abc import Sequence
@@ -31,7 +32,7 @@ from camox.models.camoxpert import CamoXpert
 from camox.models.experts import EXPERTS
 from camox.models.moe import plan_dispatch
 
-MIXTURES = ("sparse", "masked", "dense", "static", "per_image_loop")
+MIXTURES = ("sparse", "masked", "dense", "static", "random", "per_image_loop")
 """The variants of the network whose mixtures are measured."""
 
 
@@ -44,7 +45,7 @@ class Mixtures(nn.Module):
         self.balances = network.balances
         self.mixtures = network.mixtures
         self.experts = len(network.expert_names)
-        self.sorted = network.mode == "sparse" and network.dispatch == "sorted"
+        self.sorted = network.mode in ("sparse", "random") and network.dispatch == "sorted"
 
     def forward(self, features: Sequence[Tensor], maps: Sequence[Tensor]) -> list[Tensor]:
         """Mixes `maps`, the laterals', as routed by `features`, the backbone's; one of each per scale."""

@@ -25,7 +25,7 @@ class PerImageLoop(nn.Module):
 
     def forward(self, x: Tensor, routing: Routing, dispatch: Dispatch | None) -> Tensor:
         """Like `MixtureOfExperts.forward`; a plan for the dispatch is not used."""
-        normalised = self.mixture.norm(x)
+        normalised = self.mixture.norm(x).to(x.dtype)
         experts = list(self.mixture.experts.values())
         mixed = []
         for image, selected, weights in zip(normalised.split(1), routing.selected, routing.weights, strict=True):
