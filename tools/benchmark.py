@@ -18,8 +18,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# Read when torch is imported. Threads that spin while they wait would count as process time.
+# Read when torch is imported, and set for training too. Threads that spin while they wait would count as process time;
+# kernels for the sub-batches of a dozen networks would push each other out of a cache of 1024.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
 
 import torch
 from rich.console import Console
