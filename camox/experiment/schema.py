@@ -79,8 +79,8 @@ class Router(Table):
     1 experts are chosen by chance at first, and so trained alike."""
 
     noise_fraction: float = Field(default=0.15, ge=0, le=1)
-    """Share of all steps over which the noise, if any, falls linearly to zero. Before its end no router is said to have
-    collapsed."""
+    """Share of all steps over which the noise, if any, falls linearly to zero. Before its end a router that
+    was never sound is not said to have collapsed."""
 
 
 class Balance(Table):

@@ -8,7 +8,8 @@ import numpy as np
 from camox.measures.routing import DEAD_BELOW
 
 PAIR_SHARE_ABOVE = 0.9
-INFORMATION_BELOW = 0.02
+INFORMATION_BELOW = 0.002
+"""In nat. Untrained routers show up to 0.0005; the quickstart's, whose choices matter, 0.01 to 0.07 at its end."""
 EFFECTIVE_EXPERTS_BELOW = 3.0
 SATURATION_ABOVE = 0.5
 FEWEST_IMAGES = 32
@@ -31,7 +32,7 @@ def collapse_signs(measures: Mapping[str, float], experts: int, top_k: int, imag
     * "one_pair": of two experts per decision, one pair takes more than 90 % of the decisions. (With more experts per
       decision a pair may be in all of them and leave the others free.)
     * "few_experts": `exp(H(f))`, the number of experts in effect, is below 3, or below half of fewer than six.
-    * "uninformed": the mutual information between image and expert is below 0.02 nat: the router treats all
+    * "uninformed": the mutual information between image and expert is below 0.002 nat: the router treats all
       alike. Perfect balance may hide that.
     * "saturated": in more than half of the decisions a logit is at its limit.
 
@@ -69,16 +70,20 @@ def collapse_signs(measures: Mapping[str, float], experts: int, top_k: int, imag
 class CollapseVerdict:
     """Collapse of a scale: a sign, whichever, at that scale in two evaluations in a row.
 
-    One evaluation alone may catch a router in passing. `state_dict` is JSON-ready; a resumed run goes on with what
-    the last evaluation said.
+    One evaluation alone may catch a router in passing; and one that has learned nothing yet shows every sign, so that
+    early in a run only scales are judged that showed none before. `state_dict` is JSON-ready; a resumed run goes on
+    with what the last evaluation said.
     """
 
     def __init__(self) -> None:
         self._in_a_row: dict[int, int] = {}
+        self._were_healthy: set[int] = set()
 
-    def update(self, signs: Mapping[int, Mapping[str, str]]) -> list[int]:
+    def update(self, signs: Mapping[int, Mapping[str, str]], early: bool = False) -> list[int]:
         """Takes in the signs of one evaluation, stride → sign → sentence; gives the strides that collapsed with it."""
-        self._in_a_row = {stride: self._in_a_row.get(stride, 0) + 1 for stride, found in signs.items() if found}
+        self._were_healthy |= {stride for stride, found in signs.items() if not found}
+        judged = [stride for stride, found in signs.items() if found and (stride in self._were_healthy or not early)]
+        self._in_a_row = {stride: self._in_a_row.get(stride, 0) + 1 for stride in judged}
         return [stride for stride, count in self._in_a_row.items() if count == 2]
 
     @property
@@ -87,7 +92,9 @@ class CollapseVerdict:
         return [stride for stride, count in self._in_a_row.items() if count >= 2]
 
     def state_dict(self) -> dict[str, Any]:
-        return {str(stride): count for stride, count in self._in_a_row.items()}
+        in_a_row = {str(stride): count for stride, count in self._in_a_row.items()}
+        return {"in_a_row": in_a_row, "were_healthy": sorted(self._were_healthy)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._in_a_row = {int(stride): count for stride, count in state.items()}
+        self._in_a_row = {int(stride): count for stride, count in state.get("in_a_row", {}).items()}
+        self._were_healthy = set(state.get("were_healthy", ()))

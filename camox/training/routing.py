@@ -14,6 +14,8 @@ from camox.models.costs import expert_costs
 from camox.models.router import Router, Routing
 
 PROBE_IMAGES = 64
+LEARNING_STEPS = 500
+"""Routers treat all images alike at first, and learn slowly: the quickstart's use all experts after some 250 steps."""
 
 
 def routing_sums(routing: Routing, logit_limit: float) -> dict[str, Tensor]:
@@ -78,15 +80,16 @@ class RoutingWatch:
         self._probe: dict[int, np.ndarray] = {}
         self._verdict = CollapseVerdict()
 
-    def evaluate(self, routed: Mapping[int, RoutedImages]) -> tuple[dict[str, float], list[Collapse]]:
+    def evaluate(self, routed: Mapping[int, RoutedImages], step: int) -> tuple[dict[str, float], list[Collapse]]:
         """Values under their logged names, and the routers that collapsed with this evaluation.
 
-        Only the sparse mode is judged, and only after the share of the run in which routers may explore
-        (`router.noise_fraction`): at first they know nothing and treat all images alike, and with noise an expert
-        that evaluation never takes is not lost to training.
+        Only the sparse mode is judged, and only once training no longer adds noise to the selection: until then an
+        expert that evaluation never takes is not lost to training. Before `router.noise_fraction` of the run and 500
+        steps, only routers are judged that were sound before.
 
         Args:
             routed: stride → what its router decided for all held-out images.
+            step: optimizer steps so far.
         """
         of_scale = {stride: self._measures(stride, images) for stride, images in routed.items()}
         values = {
@@ -94,7 +97,9 @@ class RoutingWatch:
             for stride, measures in of_scale.items()
             for name, value in measures.items()
         }
-        if not of_scale or self.network.mode != "sparse" or self._exploring():
+        routers = [router for router in self.network.routers.values() if isinstance(router, Router)]
+        exploring = any(router.noise * router.noise_share > 0 for router in routers)
+        if not of_scale or self.network.mode != "sparse" or exploring:
             return values, []
         signs = {
             stride: collapse_signs(
@@ -102,12 +107,10 @@ class RoutingWatch:
             )
             for stride, measures in of_scale.items()
         }
-        collapses = [_collapse(stride, signs[stride], of_scale[stride]) for stride in self._verdict.update(signs)]
+        early = step < LEARNING_STEPS or any(router.noise_share > 0 for router in routers)
+        collapsed = self._verdict.update(signs, early)
+        collapses = [_collapse(stride, signs[stride], of_scale[stride]) for stride in collapsed]
         return values | {"val/router/collapsed": float(len(self._verdict.collapsed))}, collapses
-
-    def _exploring(self) -> bool:
-        routers = [router for router in self.network.routers.values() if isinstance(router, Router)]
-        return any(router.noise_share > 0 for router in routers)
 
     def _measures(self, stride: int, images: RoutedImages) -> dict[str, float]:
         measures = routing_measures(images.sums(), self.costs, self.network.learns_routing)

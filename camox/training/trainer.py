@@ -327,7 +327,7 @@ class Trainer:
             raise self._stop("validation", str(error)) from error
         self.console.validation(scores["val"], scores.get("val_ema"), epoch=self.epoch, step=self.step)
         assert self.phase is not None
-        values, collapses = self.routing.evaluate(routed)
+        values, collapses = self.routing.evaluate(routed, self.step)
         values |= score_values(scores)
         self.trackers.log(values, step=self.step, epoch=self.epoch - 1, phase=self.phase.name)
         for collapse in collapses:

@@ -77,7 +77,7 @@ def test_a_sign_tells_the_number_and_the_limit():
     assert signs["dead"] == 'expert "expert_2" gets 0.0% of an equal share of the choices (limit 5%)'
     assert signs["one_pair"] == "one pair of experts takes 100.0% of the decisions (limit 90%)"
     assert signs["few_experts"] == "2.00 of 6 experts do the work in effect (limit 3)"
-    assert signs["uninformed"] == "experts tell 0.0000 nat about the image (limit 0.02): all are treated alike"
+    assert signs["uninformed"] == "experts tell 0.0000 nat about the image (limit 0.002): all are treated alike"
     assert signs["saturated"] == "in 60.0% of the decisions a logit is at its limit (limit 50%)"
 
 
@@ -90,8 +90,8 @@ def test_a_sign_tells_the_number_and_the_limit():
         ({"pair_share": 0.901}, "one_pair"),
         ({"entropy": np.log(3.001)}, None),
         ({"entropy": np.log(2.999)}, "few_experts"),
-        ({"mutual_information": 0.0201}, None),
-        ({"mutual_information": 0.0199}, "uninformed"),
+        ({"mutual_information": 0.00201}, None),
+        ({"mutual_information": 0.00199}, "uninformed"),
         ({"saturation": 0.5}, None),
         ({"saturation": 0.501}, "saturated"),
     ],
@@ -148,6 +148,16 @@ def test_two_evaluations_in_a_row(history, begins):
     verdict = CollapseVerdict()
     assert [verdict.update({8: signs}) == [8] for signs in history] == begins
     assert verdict.collapsed == ([8] if all(history[-2:]) and len(history) > 1 else [])
+
+
+@pytest.mark.parametrize(
+    ("history", "begins"),
+    [([DEAD, DEAD, DEAD], [False] * 3), ([NONE, DEAD, DEAD], [False, False, True])],
+    ids=["never sound", "sound before"],
+)
+def test_early_only_what_was_sound_is_judged(history, begins):
+    verdict = CollapseVerdict()
+    assert [verdict.update({8: signs}, early=True) == [8] for signs in history] == begins
 
 
 def test_scales_are_judged_apart():

@@ -17,12 +17,14 @@ from camox.losses.composite import SegmentationObjective
 from camox.measures.routing import RoutedImages
 from camox.models.camoxpert import CamoXpert
 from camox.models.router import Router, Routing
+from camox.training import routing as training_routing
 from camox.training import validation
 from camox.training.routing import PROBE_IMAGES, RoutingWatch, routed_images, routing_sums
 from camox.training.trainer import Trainer
 from camox.training.validation import Validator
 
 LIMIT = 10.0
+LATE = 10_000
 KINDS = ("forest", "desert", "underwater")
 
 
@@ -84,7 +86,7 @@ def test_regions_stay_with_their_image():
 
 
 def test_values_of_a_healthy_router():
-    values, collapses = RoutingWatch(network()).evaluate({8: by_kind(), 32: one_pair()})
+    values, collapses = RoutingWatch(network()).evaluate({8: by_kind(), 32: one_pair()}, LATE)
     assert collapses == []
     assert values["val/router/stride_8/kind_information"] == pytest.approx(np.log(3), abs=0.25)
     assert values["val/router/stride_32/kind_information"] == pytest.approx(0, abs=1e-9)
@@ -94,7 +96,7 @@ def test_values_of_a_healthy_router():
 
 
 def test_the_kinds_of_images_count_also_where_regions_are_routed():
-    values, _ = RoutingWatch(network(granularity=2)).evaluate({8: by_kind(regions=4)})
+    values, _ = RoutingWatch(network(granularity=2)).evaluate({8: by_kind(regions=4)}, LATE)
     assert values["val/router/stride_8/kind_information"] == pytest.approx(np.log(3), abs=0.25)
 
 
@@ -111,27 +113,27 @@ def test_images_without_a_kind_are_left_out_of_what_kinds_tell():
     )  # fmt: skip
     name = "val/router/stride_8/kind_information"
     watch = RoutingWatch(network())
-    assert watch.evaluate({8: mixed})[0][name] == watch.evaluate({8: whole})[0][name]
+    assert watch.evaluate({8: mixed}, LATE)[0][name] == watch.evaluate({8: whole}, LATE)[0][name]
     single = RoutedImages(whole.indices, ("forest",) * 96, whole.probabilities, whole.selected, whole.saturated)
-    assert name not in watch.evaluate({8: single})[0]
+    assert name not in watch.evaluate({8: single}, LATE)[0]
 
 
 def test_churn_is_what_changed_on_the_probe_since_the_last_evaluation():
     watch = RoutingWatch(network())
     images = 10 * PROBE_IMAGES
-    watch.evaluate({8: one_pair(images)})
-    assert watch.evaluate({8: one_pair(images)})[0]["val/router/stride_8/churn"] == 0
+    watch.evaluate({8: one_pair(images)}, LATE)
+    assert watch.evaluate({8: one_pair(images)}, LATE)[0]["val/router/stride_8/churn"] == 0
     # A third of the images has the pair of experts 0 and 1 anyway.
-    churn = watch.evaluate({8: by_kind(images=images)})[0]["val/router/stride_8/churn"]
+    churn = watch.evaluate({8: by_kind(images=images)}, LATE)[0]["val/router/stride_8/churn"]
     assert churn == pytest.approx(2 / 3, abs=0.1)
-    assert watch.evaluate({8: by_kind(images=images)})[0]["val/router/stride_8/churn"] == 0
+    assert watch.evaluate({8: by_kind(images=images)}, LATE)[0]["val/router/stride_8/churn"] == 0
 
 
 def test_the_verdict_comes_with_the_second_evaluation_and_says_what_to_look_at():
     watch = RoutingWatch(network())
-    values, collapses = watch.evaluate({8: by_kind(), 32: one_pair()})
+    values, collapses = watch.evaluate({8: by_kind(), 32: one_pair()}, LATE)
     assert (values["val/router/collapsed"], collapses) == (0, [])
-    values, collapses = watch.evaluate({8: by_kind(), 32: one_pair()})
+    values, collapses = watch.evaluate({8: by_kind(), 32: one_pair()}, LATE)
     assert values["val/router/collapsed"] == 1
     [collapse] = collapses
     assert "stride 32" in collapse.message
@@ -139,7 +141,7 @@ def test_the_verdict_comes_with_the_second_evaluation_and_says_what_to_look_at()
     assert "val/router/stride_32/" in collapse.message
     assert "model.moe.balance.bias_rate" in collapse.message
     assert set(collapse.details["reasons"]) == {"dead", "one_pair", "few_experts"}
-    values, collapses = watch.evaluate({8: by_kind(), 32: one_pair()})
+    values, collapses = watch.evaluate({8: by_kind(), 32: one_pair()}, LATE)
     assert (values["val/router/collapsed"], collapses) == (1, [])  # told once
 
 
@@ -148,27 +150,30 @@ def test_a_router_that_still_explores_is_measured_and_not_judged():
     watch = RoutingWatch(built)
     built.anneal_routing_noise(0.5)
     for _ in range(3):
-        values, collapses = watch.evaluate({8: one_pair()})
+        values, collapses = watch.evaluate({8: one_pair()}, LATE)
         assert collapses == []
         assert "val/router/collapsed" not in values
     built.anneal_routing_noise(0.0)
-    assert watch.evaluate({8: one_pair()})[1] == []  # the first evaluation that counts
-    assert len(watch.evaluate({8: one_pair()})[1]) == 1
+    assert watch.evaluate({8: one_pair()}, LATE)[1] == []  # the first evaluation that counts
+    assert len(watch.evaluate({8: one_pair()}, LATE)[1]) == 1
 
 
-def test_an_untrained_router_without_noise_is_not_judged_either():
-    """It treats all images alike: that is no collapse."""
+@pytest.mark.parametrize(("step", "noise_share"), [(499, 0.0), (10_000, 0.1)])
+def test_early_in_a_run_only_a_router_that_was_sound_is_judged(step, noise_share):
+    """One that has learned nothing yet treats all images alike: that is no collapse."""
     built = network(noise=0.0)
     with torch.no_grad():
-        routing = built(torch.rand(40, 3, 32, 32)).routing
-    images = {
-        stride: routed_images(of_scale, LIMIT, torch.arange(40), [""] * 40) for stride, of_scale in routing.items()
+        routing = built(torch.rand(96, 3, 32, 32)).routing
+    untrained = {
+        stride: routed_images(of_scale, LIMIT, torch.arange(96), [""] * 96) for stride, of_scale in routing.items()
     }
-    built.anneal_routing_noise(0.1)
+    built.anneal_routing_noise(noise_share)
     watch = RoutingWatch(built)
-    assert [watch.evaluate(images)[1] for _ in range(2)] == [[], []]
+    assert [watch.evaluate(untrained, step)[1] for _ in range(3)] == [[], [], []]
+    watch.evaluate({8: by_kind(), 32: untrained[32]}, step)
+    assert [len(watch.evaluate(untrained, step)[1]) for _ in range(2)] == [0, 1]  # stride 8 was sound
     built.anneal_routing_noise(0.0)
-    assert [len(watch.evaluate(images)[1]) for _ in range(2)] == [0, 2]
+    assert [len(watch.evaluate(untrained, LATE)[1]) for _ in range(2)] == [0, 1]  # now stride 32 as well
 
 
 @pytest.mark.parametrize("mode", ["dense", "static", "random"])
@@ -180,7 +185,7 @@ def test_controls_have_no_verdict_and_only_measures_that_mean_something(mode):
     routed = {stride: routed_images(decided, LIMIT, torch.arange(40), kinds) for stride, decided in routing.items()}
     watch = RoutingWatch(built)
     for _ in range(3):
-        values, collapses = watch.evaluate(routed)
+        values, collapses = watch.evaluate(routed, LATE)
         assert collapses == []
     names = {name.removeprefix("val/router/stride_8/") for name in values if "stride_8" in name}
     from_choices = {"dead", "starved", "max_violation", "cv", "entropy", "pair_share", "kind_information"}
@@ -191,17 +196,17 @@ def test_controls_have_no_verdict_and_only_measures_that_mean_something(mode):
 
 
 def test_a_network_without_experts_has_nothing_to_measure():
-    assert RoutingWatch(CamoXpert("resnet10t", width=8, scales=())).evaluate({}) == ({}, [])
+    assert RoutingWatch(CamoXpert("resnet10t", width=8, scales=())).evaluate({}, LATE) == ({}, [])
 
 
 @pytest.mark.parametrize("at", [1, 2, 3])
 def test_a_saved_watch_goes_on_as_if_never_interrupted(at):
     history = [{8: of_8, 32: one_pair()} for of_8 in (by_kind(0), by_kind(1), one_pair(), one_pair(), by_kind(2))]
     whole, first, second = (RoutingWatch(network()) for _ in range(3))
-    expected = [whole.evaluate(routed) for routed in history]
-    before = [first.evaluate(routed) for routed in history[:at]]
+    expected = [whole.evaluate(routed, LATE) for routed in history]
+    before = [first.evaluate(routed, LATE) for routed in history[:at]]
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
-    assert before + [second.evaluate(routed) for routed in history[at:]] == expected
+    assert before + [second.evaluate(routed, LATE) for routed in history[at:]] == expected
     assert any(collapses for _, collapses in expected)
 
 
@@ -275,6 +280,7 @@ def values(run: Path) -> list[dict[str, Any]]:
 
 
 def test_a_run_whose_router_learns_nothing_warns_once_also_when_resumed(tiny_experiment, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(training_routing, "LEARNING_STEPS", 0)
     whole = train(tiny_experiment(*IDLE_ROUTERS, output=tmp_path / "whole"))
     [event] = collapse_events(whole)
     assert event["epoch"] == 2
