@@ -26,3 +26,9 @@ class TrainingStopped(CamoxError):  # noqa: N818  an outcome, not always a failu
     """A guard ended training before its last epoch; the last clean checkpoint is safe."""
 
     exit_code = 3
+
+
+class TrainingPaused(CamoxError):  # noqa: N818  an outcome, not a failure
+    """Training was asked to stop early and saved its state; `--resume auto` goes on."""
+
+    exit_code = 4

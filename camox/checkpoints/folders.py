@@ -118,17 +118,26 @@ def rank_checkpoints(run: str | Path, monitor: str) -> list[Path]:
     return [folder for _, folder in sorted(scored, key=lambda item: item[0])]
 
 
-def retain(run: str | Path, keep_last: int, keep_best: int, monitor: str, protected: Collection[str] = ()) -> list[str]:
+def retain(
+    run: str | Path,
+    keep_last: int,
+    keep_best: int,
+    monitor: str,
+    keep_every: int = 0,
+    protected: Collection[str] = (),
+) -> list[str]:
     """Delete checkpoints that are neither among the newest nor among the best; gives the names deleted.
 
     Call it after the new checkpoint is safe. Kept are the `keep_last` (>= 1) newest, the `keep_best` best by
-    `measures[monitor]`, those in `protected`, and those that `latest` and `best` name.
+    `measures[monitor]`, those after every `keep_every`-th epoch (0: none for that), those in `protected`, and those
+    that `latest` and `best` name.
     """
     assert keep_last >= 1, keep_last
     assert keep_best >= 0, keep_best
     checkpoints = list_checkpoints(run)
     pointed = [folder for folder in (read_pointer(run, pointer) for pointer in POINTERS) if folder]
-    kept = {*checkpoints[-keep_last:], *rank_checkpoints(run, monitor)[:keep_best], *pointed}
+    regular = [folder for folder in checkpoints if keep_every and _ends_epoch(folder, keep_every)]
+    kept = {*checkpoints[-keep_last:], *rank_checkpoints(run, monitor)[:keep_best], *pointed, *regular}
     doomed = [folder for folder in checkpoints if folder not in kept and folder.name not in protected]
     for folder in doomed:
         # Renamed first: killed half-way, a folder with some files gone must not look like a checkpoint.
@@ -181,6 +190,12 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def _ends_epoch(folder: Path, every: int) -> bool:
+    """Whether a checkpoint was saved at the end of an epoch whose number `every` divides."""
+    epoch = read_manifest(folder).epoch
+    return epoch % every == 0 and folder.name == f"epoch_{epoch:04d}"
 
 
 def _lower_is_better(monitor: str) -> bool:

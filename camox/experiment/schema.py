@@ -54,6 +54,10 @@ class Identity(Table):
     tags: tuple[str, ...] = ()
     """Words to find the run by in the tracker."""
 
+    max_hours: float | None = Field(default=None, gt=0)
+    """Save and stop, with exit code 4, before the run has taken this long; `--resume auto` goes on. For machines that
+    end a session at a fixed time."""
+
 
 class Router(Table):
     """How an image is assigned to experts. Computed in fp32."""
@@ -379,6 +383,12 @@ class Checkpoints(Table):
 
     keep_best: int = Field(default=1, ge=0)
     """Best checkpoints to keep besides."""
+
+    keep_every: int = Field(default=0, ge=0)
+    """Also keep the checkpoint after every n-th epoch; 0 for none."""
+
+    asynchronous: bool = True
+    """Write checkpoints in the background: training waits only for a copy in host memory."""
 
     monitor: Measure = "s_measure"
     """Measure that says which checkpoint is best; higher is better, except for "mae"."""

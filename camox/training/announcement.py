@@ -9,6 +9,7 @@ from camox.experiment.schema import MixtureOfExperts
 from camox.models.camoxpert import CamoXpert
 from camox.tracking.console import Console
 from camox.training.processes import precision_name, precision_notices
+from camox.training.run_state import Position
 
 
 def announce(
@@ -18,7 +19,7 @@ def announce(
     network: CamoXpert,
     train: Source | Subset,
     held_out: Source | Subset,
-    finished_epochs: int,
+    at: Position,
 ) -> None:
     """Prints warnings first, then data, model, phases, effective batch, device and place of the run."""
     # A held-out part has the notices of the data it was taken from.
@@ -41,8 +42,9 @@ def announce(
         ("device", f"{ranks} × {accelerator.device.type}, {precision_name(accelerator)}"),
         ("run folder", experiment.run_folder),
     ]
-    if finished_epochs:
-        rows.append(("resumed", f"after epoch {finished_epochs} of {experiment.epochs}"))
+    if at.step:
+        where = f"in epoch {at.epoch + 1}" if at.batch else f"after epoch {at.epoch}"
+        rows.append(("resumed", f"{where} of {experiment.epochs}, at step {at.step}"))
     console.header(f"camox: {experiment.experiment.name}", rows)
 
 

@@ -16,6 +16,7 @@ class Meters:
     def __init__(self) -> None:
         self._shapes: dict[str, torch.Size] = {}
         self._sums: Tensor | None = None
+        self._loaded: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def add(self, values: Mapping[str, Tensor]) -> None:
@@ -23,6 +24,9 @@ class Meters:
         packed = torch.cat([value.detach().float().flatten() for value in values.values()])
         if self._sums is None:
             self._shapes = {name: value.shape for name, value in values.items()}
+            if self._loaded:
+                packed = torch.cat([self._loaded[name].flatten() for name in values]) + packed
+                self._loaded = {}
             self._sums = packed
             return
         assert list(values) == list(self._shapes), (list(values), list(self._shapes))
@@ -43,3 +47,14 @@ class Meters:
             values[name] = sums[offset : offset + size].reshape(tuple(shape))
             offset += size
         return values
+
+    def state(self) -> dict[str, Tensor]:
+        """The sums since the last read by name, on the device; empty where nothing was added."""
+        if self._sums is None:
+            return dict(self._loaded)
+        parts = self._sums.split([shape.numel() for shape in self._shapes.values()])
+        return {name: part.view(shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Goes on from the sums that `state` gave, in place of its own."""
+        self._sums, self._loaded = None, dict(state)

@@ -1,27 +1,21 @@
 """The life of a run, top to bottom: open, build, train epoch by epoch, validate, save, score, close."""
 
 import os
-import time
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, set_seed
 
-from camox.checkpoints.store import (
-    Checkpoint,
-    is_better,
-    list_checkpoints,
-    retain,
-    set_pointer,
-    write_checkpoint,
-)
+from camox.checkpoints.store import Checkpoint, list_checkpoints
 from camox.data.loading import EvalSet, TrainBatch
 from camox.data.sources import open_sources, open_training_sources
-from camox.errors import CheckpointError, DataError, TrainingStopped
+from camox.errors import CheckpointError, DataError, TrainingPaused, TrainingStopped
 from camox.experiment import Experiment, ResolvedPhase
 from camox.inference.evaluation import evaluate
 from camox.losses.composite import SegmentationObjective
@@ -34,11 +28,8 @@ from camox.tracking.events import EventLog
 from camox.tracking.trackers import JsonlTracker, Trackers, WandbTracker
 from camox.training.announcement import announce
 from camox.training.ema import WeightAverage
-from camox.training.optimization import (
-    build_optimizer,
-    load_optimizer_tensors,
-    optimizer_tensors,
-)
+from camox.training.interruption import SAVE, STOP, TROUBLE, Agreement, Signals, TimeLimit
+from camox.training.optimization import build_optimizer
 from camox.training.phases import (
     TrainingShell,
     controls_at,
@@ -47,11 +38,12 @@ from camox.training.phases import (
     phase_of,
     phase_sampler,
 )
-from camox.training.processes import build_accelerator, once
-from camox.training.resume import better_weights, generator_states, load_into, open_to_resume, restore_generators
+from camox.training.processes import build_accelerator, fail_together, once
 from camox.training.routing import RoutingWatch
 from camox.training.run_folder import RunFolder, outcome
+from camox.training.run_state import Position, RunState, better_weights, open_to_resume
 from camox.training.sampler import EpochBatches
+from camox.training.saving import Saved, Saver
 from camox.training.schedule import Plateau, warmup_factor
 from camox.training.step import Controls, TrainingStep
 from camox.training.telemetry import Clock, Scores, score_values, training_values
@@ -78,27 +70,29 @@ class Trainer:
         self.folder = RunFolder(experiment.run_folder)
         self.phase: ResolvedPhase | None = None
         self.frozen_stages: int | None = None
-        self.epoch = 0
-        self.step = 0
-        self.best: dict[str, Any] = {}
+        self.at = Position()
         self.plateau = Plateau(experiment.checkpoints.monitor, experiment.schedule.patience)
+        self.signals = Signals()
+        self.failure: CheckpointError | None = None
+        self.time_limit = TimeLimit(experiment.experiment.max_hours)
 
     def run(self) -> None:
         """Trains from the first epoch, or from the checkpoint to resume, to the last."""
-        checkpoint = once(self.accelerator, lambda: self.folder.open(self.experiment, self.resume))
-        try:
-            self._build()
-            if checkpoint is not None:
-                self._restore(open_to_resume(checkpoint))
-            self._start_tracking()
-            self._train()
-            self._finish()
-            # Left to the interpreter's end, the threads of gloo abort the process now and then.
-            self.accelerator.end_training()
-        except BaseException as error:
-            self._close(error)
-            raise
-        self._close(None)
+        with self.signals:
+            checkpoint = once(self.accelerator, lambda: self.folder.open(self.experiment, self.resume))
+            try:
+                self._build()
+                if checkpoint is not None:
+                    self._restore(open_to_resume(checkpoint))
+                self._start_tracking()
+                self._train()
+                self._finish()
+                # Left to the interpreter's end, the threads of gloo abort the process now and then.
+                self.accelerator.end_training()
+            except BaseException as error:
+                self._close(error)
+                raise
+            self._close(None)
 
     # ---- before the first step
 
@@ -159,13 +153,28 @@ class Trainer:
             data.batch_size,
             data.workers,
         )
+        self.saver = Saver(self.folder.path, experiment.checkpoints, self.network_config, experiment.fingerprint())
+        self.state = RunState(
+            accelerator,
+            self.network,
+            self.optimizer.optimizer,
+            self.average,
+            parts={
+                "best": self.saver,
+                "schedule": self.plateau,
+                "skipped_steps": self.skipped,
+                "routing": self.routing,
+            },
+            meters={"batches": self.training_step.batch_meters, "steps": self.training_step.step_meters},
+        )
+        self.agreement = Agreement(accelerator)
         # Weights began alike on all ranks; dropout and routing noise must not.
         torch.manual_seed(settings.seed + accelerator.process_index)
 
     def _start_tracking(self) -> None:
         self.trackers = Trackers([])
         announce(
-            self.console, self.experiment, self.accelerator, self.network, self.train_source, self.held_out, self.epoch
+            self.console, self.experiment, self.accelerator, self.network, self.train_source, self.held_out, self.at
         )
         if not self.accelerator.is_main_process:
             return
@@ -181,32 +190,33 @@ class Trainer:
             folder,
             experiment.experiment.notes,
             experiment.experiment.tags,
-            resume=self.step > 0,
+            resume=self.at.step > 0,
             warn=lambda text: self._event("tracking", text, severity="warning"),
         )
-        self.trackers = Trackers([JsonlTracker(folder / "metrics.jsonl", resume_step=self.step), wandb])
-        kind = "resume" if self.step else "start"
-        self._event(kind, f"{kind} at epoch {self.epoch}, step {self.step}", severity="info")
+        self.trackers = Trackers([JsonlTracker(folder / "metrics.jsonl", resume_step=self.at.step), wandb])
+        kind = "resume" if self.at.step else "start"
+        self._event(kind, f"{kind} at epoch {self.at.epoch}, step {self.at.step}", severity="info")
 
     # ---- the loop
 
     def _train(self) -> None:
         epochs = self.experiment.epochs
         steps = sum(phase.epochs * self._steps_in(phase) for phase in self.phases)
-        if self.epoch == epochs:
+        if self.at.epoch == epochs:
             self.console.notice(f"nothing left to train: all {epochs} epochs are done")
         with self.console.training(steps, epochs) as progress:
-            while self.epoch < epochs:
-                phase = phase_of(self.epoch, self.phases)
+            while self.at.epoch < epochs:
+                phase = phase_of(self.at.epoch, self.phases)
                 if phase is not self.phase:
                     self._enter(phase)
-                self._freeze(frozen_stages(self.epoch, self.phases))
+                self._freeze(frozen_stages(self.at.epoch, self.phases))
                 self._train_epoch(phase, progress)
                 self._agree_on_statistics()
-                self.epoch += 1
+                self.at.epoch, self.at.batch = self.at.epoch + 1, 0
                 scores = self._validate() if self._due(self.experiment.validation.every_epochs) else None
                 self._follow(scores)
-                self._save(scores)
+                self._save_if_due(scores)
+        self._await_checkpoint()
 
     def _enter(self, phase: ResolvedPhase) -> None:
         """Sets up a phase: a loader with its sizes."""
@@ -232,27 +242,65 @@ class Trainer:
         self._event("frozen", f"{stages} of the backbone's {len(STRIDES)} stages are frozen", severity="info")
 
     def _train_epoch(self, phase: ResolvedPhase, progress: TrainingProgress) -> None:
-        self.sampler.set_position(self.epoch)
+        """Trains what is left of the epoch: all of it, unless the run was resumed within."""
+        at, steps = self.at, self._steps_in(phase)
+        self.sampler.set_position(at.epoch, at.batch, at.attempt)
         self.network.train()
-        steps = self._steps_in(phase)
-        progress.start_epoch(phase.name, self.epoch + 1, steps)
+        progress.start_epoch(phase.name, at.epoch + 1, steps)
         clock = Clock()
         batches = iter(self.loader)
-        for number in range(steps):
-            position = self.epoch + (number + 1) / steps
+        done = at.batch // phase.accumulate
+        # Validation reads what the last step has set, and that step may have been taken before a resume.
+        before = controls_at(at.epoch + done / steps, self.experiment, phase, self.plateau.reductions)
+        self.network.anneal_routing_noise(before.noise_share)
+        for number in range(done, steps):
+            position = at.epoch + (number + 1) / steps
             controls = controls_at(position, self.experiment, phase, self.plateau.reductions)
             with clock.waiting():
                 window = list(self._window(batches, phase.accumulate))
             self.training_step(self.shell, window, controls)
-            self.step += 1
-            if self.step % self.experiment.tracking.log_every and number + 1 < steps:
-                progress.advance(self.step)
-                if self.step % self.experiment.stability.max_skipped_steps == 0:
+            at.step += 1
+            at.batch += len(window)
+            if at.step % self.experiment.tracking.log_every and number + 1 < steps:
+                progress.advance(at.step)
+                if at.step % self.experiment.stability.max_skipped_steps == 0:
                     self._watch_skips()
-                continue
-            values = self._values(phase, controls, position, clock)
-            progress.advance(self.step, values)
-            self.trackers.log(values, step=self.step, epoch=self.epoch, phase=phase.name)
+            else:
+                values = self._values(phase, controls, position, clock)
+                progress.advance(at.step, values)
+                self.trackers.log(values, step=at.step, epoch=at.epoch, phase=phase.name)
+            self._heed_requests()
+
+    def _heed_requests(self) -> None:
+        """Between two steps: does what a signal, the time limit or a checkpoint that failed asks for, on all ranks."""
+        mine = []
+        if self.signals.stop or self.time_limit.is_near():
+            mine.append(STOP)
+        if self.signals.save:
+            mine.append(SAVE)
+            self.signals.save = False
+        self._look_after_checkpoint()
+        if self.failure is not None:
+            mine.append(TROUBLE)
+        asked = self.agreement.exchange(*mine)
+        if TROUBLE in asked:
+            self._fail_together()
+        if SAVE in asked:
+            self._save({}, improved=False)
+        if STOP in asked:
+            self._pause()
+
+    def _pause(self) -> None:
+        """Saves where the run is and ends it, to be resumed."""
+        reason = self.signals.stop or "its time limit"
+        self._save({}, improved=False)
+        path = self._await_checkpoint()
+        message = (
+            f"stopped by {reason} at step {self.at.step} (epoch {self.at.epoch}), saved as {path}: "
+            "go on with --resume auto"
+        )
+        self._event("pause", message, severity="info")
+        raise TrainingPaused(message)
 
     def _agree_on_statistics(self) -> None:
         """Gives every rank the main one's buffers: each has its own running statistics after an epoch, and would
@@ -325,11 +373,11 @@ class Trainer:
                 scores["val_ema"], _ = self.validator.score(self.average.model, routing=False)
         except CheckpointError as error:  # the weights, or what fp16 makes of them, are not finite
             raise self._stop("validation", str(error)) from error
-        self.console.validation(scores["val"], scores.get("val_ema"), epoch=self.epoch, step=self.step)
+        self.console.validation(scores["val"], scores.get("val_ema"), epoch=self.at.epoch, step=self.at.step)
         assert self.phase is not None
-        values, collapses = self.routing.evaluate(routed, self.step)
+        values, collapses = self.routing.evaluate(routed, self.at.step)
         values |= score_values(scores)
-        self.trackers.log(values, step=self.step, epoch=self.epoch - 1, phase=self.phase.name)
+        self.trackers.log(values, step=self.at.step, epoch=self.at.epoch - 1, phase=self.phase.name)
         for collapse in collapses:
             self._event("router_collapse", collapse.message, details=collapse.details)
         return scores
@@ -342,91 +390,76 @@ class Trainer:
             self.console.notice(text)
             self._event("plateau", text, severity="info")
 
-    def _save(self, scores: Scores | None) -> None:
-        """Saves when due or better than ever; what holds NaN never becomes a checkpoint."""
-        monitor = self.experiment.checkpoints.monitor
-        weights, score = better_weights(scores or {}, monitor)
-        improved = score is not None and is_better(score, self.best.get("score"), monitor)
-        if improved:
-            self.best = {"score": score, "epoch": self.epoch, "weights": weights}
-        if not improved and not self._due(self.experiment.checkpoints.every_epochs):
-            return
-        generators = generator_states(self.accelerator.num_processes)
-        measures = {name: value for name, value in score_values(scores or {}).items() if value is not None}
-        if score is not None:
-            measures[monitor] = score  # of the better weights: what checkpoints are ranked by
+    def _save_if_due(self, scores: Scores | None) -> None:
+        """Saves when due or better than ever."""
+        improved = self.saver.improves(scores or {}, self.at.epoch)
+        if improved or self._due(self.experiment.checkpoints.every_epochs):
+            self._save(scores or {}, improved)
+
+    def _save(self, scores: Scores, improved: bool) -> None:
+        """Saves where the run is; what holds NaN never becomes a checkpoint."""
+        tensors, position = self.state.tensors(), replace(self.at)
+        if self.accelerator.is_main_process:
+            try:
+                self._report(self.saver.wait())
+                self.saver.save(position, tensors, self.state.tables(position), scores, improved)
+            except CheckpointError as error:
+                self.failure = error
+        self._fail_together()
+
+    def _look_after_checkpoint(self) -> None:
+        """Reports a checkpoint that is written by now; the error of one that could not be is kept for all ranks."""
         try:
-            once(self.accelerator, lambda: self._write(generators, measures, improved))
+            self._report(self.saver.finished())
+        except CheckpointError as error:
+            self.failure = error
+
+    def _await_checkpoint(self) -> Path | None:
+        """The path of the last checkpoint, once it is safe, on all ranks. Collective."""
+        saved = None
+        try:
+            saved = self.saver.wait()
+            self._report(saved)
+        except CheckpointError as error:
+            self.failure = error
+        self._fail_together()
+        return None if saved is None else saved.path
+
+    def _report(self, saved: Saved | None) -> None:
+        if saved is None:
+            return
+        at = saved.position
+        self.console.checkpoint(saved.path, seconds=saved.seconds, note=saved.note)
+        values = {"checkpoint/seconds": saved.seconds, "checkpoint/blocked_seconds": saved.blocked}
+        assert self.phase is not None
+        self.trackers.log(values, step=at.step, epoch=at.epoch - (at.batch == 0), phase=self.phase.name)
+
+    def _fail_together(self) -> None:
+        """Ends the run on all ranks where a checkpoint failed on the main one. Collective."""
+        try:
+            fail_together(self.failure)
         except CheckpointError as error:
             raise self._stop("checkpoint", str(error)) from error
 
-    def _write(self, generators: dict[str, Any], measures: dict[str, float], improved: bool) -> None:
-        started = time.perf_counter()
-        settings = self.experiment.checkpoints
-        tensors = {"model": self.network.state_dict()}
-        if self.average is not None:
-            tensors["ema"] = self.average.state_tensors()
-        tensors["optimizer"] = optimizer_tensors(self.network, self.optimizer.optimizer)
-        name = f"epoch_{self.epoch:04d}"
-        path = write_checkpoint(
-            self.folder.path,
-            name,
-            {**tensors, **generators},
-            state=self._state(),
-            config=self.network_config,
-            measures=measures,
-            experiment_fingerprint=self.experiment.fingerprint(),
-            step=self.step,
-            epoch=self.epoch,
-        )
-        if improved or not self.best:
-            set_pointer(self.folder.path, "best", name)
-        set_pointer(self.folder.path, "latest", name)
-        retain(self.folder.path, settings.keep_last, settings.keep_best, settings.monitor)
-        seconds = time.perf_counter() - started
-        best = self.best
-        note = f"best {settings.monitor} {best['score']:.3f} ({best['weights']})" if improved else ""
-        self.console.checkpoint(path, seconds=seconds, note=note)
-        assert self.phase is not None
-        values = {"checkpoint/seconds": seconds, "checkpoint/blocked_seconds": seconds}
-        self.trackers.log(values, step=self.step, epoch=self.epoch - 1, phase=self.phase.name)
-
-    def _state(self) -> dict[str, Any]:
-        scaler = self.accelerator.scaler
-        return {
-            "step": self.step,
-            "epoch": self.epoch,
-            "batch": 0,
-            "attempt": 0,
-            "best": self.best,
-            "schedule": self.plateau.state_dict(),
-            "scaler": None if scaler is None else scaler.state_dict(),
-            "guards": {"skipped_steps": self.skipped.state_dict()},
-            "ema_updates": None if self.average is None else self.average.updates.item(),
-            "routing": self.routing.state_dict(),
-            "ranks": self.accelerator.num_processes,
-            "image_size": self.experiment.data.image_size,
-        }
-
     def _restore(self, checkpoint: Checkpoint) -> None:
-        state, path = checkpoint.state, checkpoint.path
-        load_into(self.network, checkpoint.tensors("model"), f"{path}/model.safetensors")
-        if self.average is not None:
-            load_into(self.average.model, checkpoint.tensors("ema"), f"{path}/ema.safetensors")
-            self.average.updates.fill_(state["ema_updates"])
-        load_optimizer_tensors(self.network, self.optimizer.optimizer, checkpoint.tensors("optimizer"))
-        if self.accelerator.scaler is not None and state["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.skipped.load_state_dict(state["guards"]["skipped_steps"])
-        self.step, self.epoch, self.best = state["step"], state["epoch"], state["best"]
-        if "schedule" in state:  # not in checkpoints from before there was a plateau to remember
-            self.plateau.load_state_dict(state["schedule"])
-        restore_generators(checkpoint, self.accelerator.process_index, self.accelerator.num_processes)
-        self.routing.load_state_dict(state.get("routing", {}))
+        path = checkpoint.path
+        self.at = self.state.restore(checkpoint.state, checkpoint, path)
+        if (written := checkpoint.state["ranks"]) != self.accelerator.num_processes:
+            self._adapt_to_ranks(written)
         if path not in list_checkpoints(self.folder.path):
-            self.best = {}  # of another folder: there is nothing here yet to be better than
-        best = f"epoch_{self.best['epoch']:04d}" if self.best else None
+            self.saver.best = {}  # of another folder: there is nothing here yet to be better than
+        best = f"epoch_{self.saver.best['epoch']:04d}" if self.saver.best else None
         once(self.accelerator, lambda: self.folder.go_on_from(path, best))
+
+    def _adapt_to_ranks(self, before: int) -> None:
+        """Goes on at the same sample of an epoch that `before` processes began, at the last whole step before it."""
+        ranks = self.accelerator.num_processes
+        accumulate = phase_of(min(self.at.epoch, self.experiment.epochs - 1), self.phases).accumulate
+        self.at.batch = self.at.batch * before // ranks // accumulate * accumulate
+        self.console.warning(
+            f"the checkpoint was written by {before} process(es) and {ranks} go on: effective batch, random numbers "
+            "and which samples share a batch are others, so the run is not the one it would have been"
+        )
 
     # ---- the end
 
@@ -441,8 +474,8 @@ class Trainer:
             except DataError as error:  # training is done and safe
                 self._event("evaluation", f"the test data could not be scored: {error}")
         rows: list[tuple[str, object]] = [("run folder", run)]
-        if self.best:
-            monitor, best = self.experiment.checkpoints.monitor, self.best
+        if self.saver.best:
+            monitor, best = self.experiment.checkpoints.monitor, self.saver.best
             score = f"{best['score']:.4f} at epoch {best['epoch']}, {best['weights']} weights"
             rows.append((f"best {monitor}", score))
             rows.append(("best checkpoint", run / "checkpoints" / f"epoch_{best['epoch']:04d}"))
@@ -471,7 +504,7 @@ class Trainer:
         """Logs why a guard ends the run, and where to go on from."""
         clean = list_checkpoints(self.folder.path)
         where = f"the last clean checkpoint is {clean[-1]}" if clean else "there is no checkpoint yet"
-        message = f"stopped at step {self.step} (epoch {self.epoch}): {reason}; {where}"
+        message = f"stopped at step {self.at.step} (epoch {self.at.epoch}): {reason}; {where}"
         self._event(kind, message, severity="error")
         return TrainingStopped(message)
 
@@ -480,7 +513,7 @@ class Trainer:
     def _event(self, kind: str, message: str, severity: Any = "warning", details: dict[str, Any] | None = None) -> None:
         if not self.accelerator.is_main_process:
             return
-        self.events.append(kind, message, step=self.step, epoch=self.epoch, severity=severity, details=details)
+        self.events.append(kind, message, step=self.at.step, epoch=self.at.epoch, severity=severity, details=details)
         if severity == "warning":
             self.console.warning(message)
 
@@ -492,4 +525,4 @@ class Trainer:
         return -(-len(self._sampler(phase)) // phase.accumulate)
 
     def _due(self, every: int) -> bool:
-        return self.epoch % every == 0 or self.epoch == self.experiment.epochs
+        return self.at.epoch % every == 0 or self.at.epoch == self.experiment.epochs

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from camox.training.announcement import announce
+from camox.training.run_state import Position
 
 
 @pytest.mark.parametrize(
@@ -28,5 +29,5 @@ def test_experts_are_announced_as_they_will_be_used(tiny_experiment, overrides, 
         num_processes=1, device=SimpleNamespace(type="cpu"), mixed_precision="no", is_main_process=True
     )
     network: Any = SimpleNamespace(parameters=lambda: iter(()))
-    announce(console, tiny_experiment(*overrides), accelerator, network, source, source, 0)
+    announce(console, tiny_experiment(*overrides), accelerator, network, source, source, Position())
     assert rows["experts"] == expected

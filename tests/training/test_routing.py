@@ -294,7 +294,7 @@ def test_a_run_whose_router_learns_nothing_warns_once_also_when_resumed(tiny_exp
     validate = Trainer._validate
 
     def interrupt(trainer: Trainer) -> Any:
-        if trainer.epoch == 2:
+        if trainer.at.epoch == 2:
             raise KeyboardInterrupt
         return validate(trainer)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from camox.training.resume import better_weights
+from camox.training.run_state import better_weights
 
 NAN = float("nan")
 

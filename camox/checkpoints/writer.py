@@ -1,0 +1,71 @@
+"""Saves while training goes on: a copy to host memory, which training waits for, then a thread that writes it."""
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from camox.checkpoints.store import TensorGroups
+
+Written = TypeVar("Written")
+
+
+class BackgroundWriter(Generic[Written]):
+    """Takes a copy of tensors and hands it to a function in a thread of its own; one copy at a time.
+
+    A second save waits for the first one to be written. The host memory is kept and used again: new pages would cost
+    as much as the copy.
+
+    Args:
+        in_background: whether to use a thread; if not, `save` returns when all is written.
+    """
+
+    def __init__(self, in_background: bool = True):
+        # Ends with the process, which waits for it: an interrupted program still finishes its checkpoint.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint") if in_background else None
+        self._host: dict[tuple[str, str], Tensor] = {}
+        self._pending: Future[Written] | None = None
+
+    def save(self, tensors: TensorGroups, write: Callable[[TensorGroups], Written]) -> None:
+        """Copies `tensors`, on any device, and calls `write` with the copies. Call `wait` first: it has the result.
+
+        Raises:
+            Whatever `write` raises, where there is no thread; else `finished` and `wait` raise it.
+        """
+        assert self._pending is None, "the result of the last save was not asked for"
+        if self._thread is None:
+            self._pending = Future()
+            self._pending.set_result(write(tensors))
+            return
+        self._pending = self._thread.submit(write, self.copy(tensors))
+
+    def copy(self, tensors: TensorGroups) -> TensorGroups:
+        """The tensors in host memory, each by itself; valid until the next copy. Waits for the device once."""
+        groups: dict[str, Mapping[str, Tensor]] = {}
+        for stem, group in tensors.items():
+            sources = [tensor.detach() for tensor in group.values()]
+            targets = [self._buffer((stem, name), source) for name, source in zip(group, sources, strict=True)]
+            for target, source in zip(targets, sources, strict=True):
+                target.copy_(source, non_blocking=True)
+            groups[stem] = dict(zip(group, targets, strict=True))
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return groups
+
+    def finished(self) -> Written | None:
+        """The result of the last save, once and as soon as it is written; None before. Raises what writing raised."""
+        return self.wait() if self._pending is not None and self._pending.done() else None
+
+    def wait(self) -> Written | None:
+        """The result of the last save, waiting for it; None where it was given already. Raises what writing raised."""
+        pending, self._pending = self._pending, None
+        return None if pending is None else pending.result()
+
+    def _buffer(self, key: tuple[str, str], like: Tensor) -> Tensor:
+        known = self._host.get(key)
+        if known is None or known.shape != like.shape or known.dtype != like.dtype:
+            known = torch.empty(like.shape, dtype=like.dtype, pin_memory=like.is_cuda)
+            self._host[key] = known
+        return known
