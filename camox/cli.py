@@ -111,6 +111,37 @@ def train(
     raise typer.Exit(launch(arguments, context.obj or ()))
 
 
+@app.command(epilog="Example: `camox diagnose experiments/sparse_moe_416.toml --gpu T4 --processes 2`")
+def diagnose(
+    experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT.toml", help="The experiment to examine.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="TABLE.KEY=VALUE", help="Values in place of the file's.")
+    ] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|SIZE", help="Card to estimate memory for, such as T4 or 16GiB [default: this one]."),
+    ] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Processes that the experiment is meant for.")] = 1,
+    lr_range: Annotated[
+        bool, typer.Option("--lr-range", help="Also look for the learning rate at which the loss diverges.")
+    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="PNG", help="Where --lr-range draws to [default: NAME_lr_range.png].")
+    ] = None,
+    report: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all numbers to a file.")] = None,
+) -> None:
+    """Look for what is wrong with an experiment before it runs: outputs, losses, gradients, settings, memory.
+
+    Nothing is written into a run's folder. Exit codes: 0 all pass; 1 something failed or looks wrong; 2 configuration
+    or data wrong.
+    """
+    from camox.diagnosis.diagnose import diagnose as diagnose_experiment
+    from camox.experiment import Experiment
+
+    loaded = Experiment.load(experiment, overrides or [])
+    raise typer.Exit(diagnose_experiment(loaded, gpu, processes, lr_range, plot, report))
+
+
 @app.command(epilog="Example: `camox evaluate runs/quickstart --data NC4K=data/NC4K --out scores`")
 def evaluate(
     model: _Model,

@@ -34,6 +34,7 @@ _HEADINGS = {
 }
 _LOWER_IS_BETTER = {"loss", "mae"}
 _PHASE_WIDTH = 14
+_VERDICTS = {"pass": "green", "warn": "bold yellow", "fail": "bold red"}
 
 
 class Console:
@@ -160,6 +161,31 @@ class Console:
         if note:
             text.append(f"  {note}", style="bold")
         self._out.print(text, soft_wrap=True)
+
+    def verdict(
+        self,
+        status: str,
+        name: str,
+        summary: str,
+        problems: Iterable[tuple[str, str]] = (),
+        notes: Iterable[str] = (),
+    ) -> None:
+        """Say how a check ended: one line, below it what is wrong with its remedy, and what is worth knowing.
+
+        Args:
+            status: "pass", "warn" or "fail".
+            name: What was checked, at most 10 characters.
+            summary: What was measured.
+            problems: Messages and what to do about each.
+            notes: Said quietly.
+        """
+        line = Text(status, style=_VERDICTS[status]).append(f"  {name:<10}  ", style="not dim bold default")
+        self._out.print(line.append(summary, style="not bold default"), soft_wrap=True)
+        for message, remedy in problems:
+            self._out.print(Text(f"      {message}", style=_VERDICTS[status]), soft_wrap=True)
+            self._out.print(Text(f"      → {remedy}"), soft_wrap=True)
+        for note in notes:
+            self._out.print(Text(f"      {note}", style="dim"), soft_wrap=True)
 
     def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         """Print a table; the first column is aligned left, the others right."""

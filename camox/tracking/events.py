@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from camox.tracking.jsonl import JsonLines, is_non_finite, plain
+from camox.tracking.jsonl import JsonLines, plain, spell_non_finite
 
 Severity = Literal["info", "warning", "error"]
 
@@ -49,7 +49,7 @@ class EventLog:
             "kind": kind,
             "severity": severity,
             "message": message,
-            "details": _spell_non_finite(plain(details or {})),
+            "details": spell_non_finite(plain(details or {})),
         }
         self._lines.append(event)
         return event
@@ -57,11 +57,3 @@ class EventLog:
     def close(self) -> None:
         """Close the file; a second call does nothing."""
         self._lines.close()
-
-
-def _spell_non_finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _spell_non_finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_spell_non_finite(item) for item in value]
-    return str(value) if is_non_finite(value) else value

@@ -55,6 +55,15 @@ def is_non_finite(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
 
 
+def spell_non_finite(value: Any) -> Any:
+    """Plain values with NaN and Inf as the strings "nan", "inf" and "-inf", which JSON can hold."""
+    if isinstance(value, dict):
+        return {key: spell_non_finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [spell_non_finite(item) for item in value]
+    return str(value) if is_non_finite(value) else value
+
+
 def _cut(path: Path, last_step: int | None) -> None:
     if not path.exists():
         return

@@ -12,7 +12,7 @@ from torch import nn
 
 from benchmark import main
 from benchmarking import counters, cuda, step, timing
-from benchmarking.counters import count_calls, multiply_adds, parameter_count, saved_bytes
+from benchmarking.counters import count_calls, multiply_adds, parameter_count
 from benchmarking.moe import Mixtures
 from benchmarking.networks import VARIANTS, build_network
 from benchmarking.report import Report, Target, quotient
@@ -37,53 +37,6 @@ def test_multiply_adds_of_a_convolution_and_a_linear_layer():
 def test_shared_parameters_count_once():
     layer = nn.Linear(3, 4)
     assert parameter_count(nn.Sequential(layer, layer)) == 3 * 4 + 4
-
-
-def test_a_linear_layer_saves_its_input():
-    layer, x = nn.Linear(7, 11), torch.randn(5, 7)
-    own = list(layer.parameters())
-    assert saved_bytes(lambda: layer(x), own) == 5 * 7 * 4
-    # To give the input a gradient, the weight is kept too; it belongs to the model.
-    x.requires_grad_()
-    assert saved_bytes(lambda: layer(x), own) == 5 * 7 * 4
-    assert saved_bytes(lambda: layer(x)) == 5 * 7 * 4 + 11 * 7 * 4
-
-
-def test_views_of_one_storage_are_saved_once_and_whole():
-    x = torch.randn(4, 6, requires_grad=True)
-    assert saved_bytes(lambda: x[:2].square() + x[2:].square()) == 4 * 6 * 4
-
-
-def test_results_saved_along_a_chain_add_up():
-    x = torch.randn(10, requires_grad=True)
-    assert saved_bytes(lambda: x.exp().sigmoid()) == 2 * 10 * 4  # both keep their result
-    assert saved_bytes(lambda: x + 1) == 0
-    with torch.no_grad():
-        assert saved_bytes(lambda: x.exp()) == 0
-
-
-def test_saved_bytes_leaves_nothing_behind():
-    x = torch.randn(10, requires_grad=True)
-    freed = []
-
-    class Watched(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            ctx.token = Token()
-            result = x.exp()
-            ctx.save_for_backward(result)
-            return result
-
-        @staticmethod
-        def backward(ctx, gradient):
-            raise AssertionError
-
-    class Token:
-        def __del__(self):
-            freed.append(True)
-
-    saved_bytes(lambda: Watched.apply(x))
-    assert freed
 
 
 @pytest.mark.parametrize(

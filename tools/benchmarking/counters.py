@@ -1,6 +1,6 @@
 """What a forward pass does, counted rather than timed: the same on every machine, busy or idle."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import mean
@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarking.timing import significant
+from camox.diagnosis.memory import saved_bytes
 from camox.models.costs import FOURIER_TRANSFORMS
 
 DRAWS = 3
@@ -61,27 +61,6 @@ def multiply_adds(forward: Callable[[], object]) -> int:
     with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=FOURIER_TRANSFORMS) as counter:
         forward()
     return int(counter.get_total_flops()) // 2
-
-
-def saved_bytes(forward: Callable[[], object], own: Iterable[Tensor] = ()) -> int:
-    """Bytes that autograd keeps for the backward pass of what `forward` returns.
-
-    Each storage counts whole and once, however many views of it are kept. The storages of `own`, the model's
-    parameters and buffers, do not count: they are there anyway.
-    """
-    there_anyway = {tensor.untyped_storage().data_ptr() for tensor in own}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in there_anyway:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor.detach()  # a result kept as it is would hold its own graph, and itself, for ever
-
-    with saved_tensors_hooks(keep, lambda tensor: tensor):
-        graph = forward()  # held to the end: the address of a freed storage may be given to the next
-    del graph
-    return sum(kept.values())
 
 
 @dataclass

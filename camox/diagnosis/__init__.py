@@ -1,0 +1,1 @@
+"""Is this experiment sound before it runs?"""

@@ -1,0 +1,280 @@
+"""Memory and time of an experiment on a card, from a step of a few images measured here."""
+
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from camox.diagnosis.finding import Finding, Problem
+from camox.diagnosis.memory import StepBytes, step_bytes
+from camox.diagnosis.settings import PhaseSteps, phase_steps
+from camox.diagnosis.subject import Subject, cycled_routing, images_for_all_experts
+from camox.errors import ExperimentError
+from camox.experiment import Experiment
+from camox.losses.composite import SegmentationObjective
+from camox.models.camoxpert import CamoXpert
+from camox.tracking.console import duration
+
+GIB = 2**30
+
+CARDS = {
+    "T4": 14.6, "P100": 15.9, "V100": 15.8, "V100-32GB": 31.7, "RTX 3060": 11.8, "RTX 3090": 23.7, "RTX 4090": 23.6,
+    "A10G": 22.0, "L4": 22.0, "A100-40GB": 39.4, "L40S": 44.4, "A6000": 47.5, "A100": 79.1, "H100": 79.1,
+    "H200": 139.8,
+}  # fmt: skip
+"""GiB that programs can allocate, a little less than is printed on the box."""
+
+CONTEXT_GIB = 0.6
+"""What CUDA and its libraries take on a card before the first tensor. Outside PyTorch's own count."""
+
+WORKSPACE = 0.15
+"""Added to what is counted: cuDNN's workspaces, rounding and gaps of the allocator. An assumption, not measured."""
+
+
+class PhaseMemory(NamedTuple):
+    """Bytes on each device in a phase, at its step of most memory."""
+
+    state: int
+    """Weights, buffers, their average, and of all trained so far gradients and two moments."""
+    constant: float
+    """What a step needs however few its images."""
+    per_image: float
+    """Activations of one image more."""
+    saved_per_image: float
+    """Of these, what autograd keeps from the forward pass."""
+
+    def peak(self, images: int) -> float:
+        """Bytes that tensors take at most with micro-batches of that many images."""
+        return self.state + self.constant + self.per_image * images
+
+    def needed(self, images: int) -> float:
+        """The same with everything that is not a tensor."""
+        return self.peak(images) * (1 + WORKSPACE) + CONTEXT_GIB * GIB
+
+    def largest_batch(self, capacity: float) -> int:
+        """Most images for which `needed` stays within `capacity` bytes; 0 or less where nothing fits."""
+        room = (capacity - CONTEXT_GIB * GIB) / (1 + WORKSPACE) - self.state - self.constant
+        return int(room // self.per_image)
+
+
+def card_capacity(card: str) -> float:
+    """GiB of a card by name or size: "T4", "a100-40gb", "16GiB", "24 GB".
+
+    Raises:
+        ExperimentError: neither a size nor a known name.
+    """
+    if size := re.fullmatch(r"([0-9.]+)\s*(?:GiB|GB|G)", card.strip(), re.IGNORECASE):
+        return float(size[1])
+    known = {_plain(name): gib for name, gib in CARDS.items()}
+    if _plain(card) not in known:
+        raise ExperimentError(f'--gpu "{card}" is not known: give its memory, such as 16GiB, or one of {list(CARDS)}')
+    return known[_plain(card)]
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def check_estimates(subject: Subject, card: str | None, processes: int) -> Finding:
+    """Memory of each phase against a card, and the time of an epoch on this machine.
+
+    Args:
+        card: name or size; None for the GPU of this machine, if it has one.
+        processes: how many devices share an epoch.
+    """
+    capacity = None if card is None else card_capacity(card)
+    device = subject.accelerator.device
+    if capacity is None and device.type == "cuda":
+        card, capacity = torch.cuda.get_device_name(device), torch.cuda.get_device_properties(device).total_memory / GIB
+    half = _computes_in_half(subject.experiment, on_gpu=capacity is not None)
+    phases = phase_steps(subject.experiment, len(subject.source), processes)
+    memory = _phase_memories(subject, half, processes)
+    seconds = _seconds_per_image(subject)
+    where = "this GPU" if device.type == "cuda" else f"this machine's CPU, {torch.get_num_threads()} thread(s)"
+
+    problems = [] if capacity is None else list(_does_not_fit(subject.experiment, phases, memory, card, capacity))
+    needs = [m.needed(p.phase.batch_size) / GIB for p, m in zip(phases, memory, strict=True)]
+    epochs = [seconds[p.phase.name] * p.effective_batch / processes * p.steps_per_epoch for p in phases]
+    total = sum(one * p.phase.epochs for one, p in zip(epochs, phases, strict=True))
+    of = f" of {card}'s {capacity:.1f} GiB" if capacity is not None else ""
+    notes = [
+        f"phase {p.phase.name}: {need:.2f} GiB for {p.phase.batch_size} × {p.phase.image_size}² "
+        f"(state {m.state / GIB:.2f}, activations {m.per_image / GIB:.3f} per image); an epoch {duration(epoch)}"
+        for p, m, need, epoch in zip(phases, memory, needs, epochs, strict=True)
+    ]
+    notes.append(
+        f"memory is estimated from tensors counted in {'half' if half else 'single'} precision, + {WORKSPACE:.0%} and "
+        f"{CONTEXT_GIB} GiB for CUDA; time is measured on {where}, without loading data and validation"
+    )
+    if processes > 1:
+        notes.append("with several processes DDP keeps each gradient once more: that is in the estimate")
+    values: dict[str, Any] = {
+        "card": card,
+        "capacity_gib": capacity,
+        "measured_on": str(device),
+        "phases": {
+            p.phase.name: {
+                "needed_gib": need,
+                "state_gib": m.state / GIB,
+                "activations_per_image_gib": m.per_image / GIB,
+                "saved_per_image_gib": m.saved_per_image / GIB,
+                "largest_batch": m.largest_batch(capacity * GIB) if capacity is not None else None,
+                "seconds_per_epoch_here": epoch,
+            }
+            for p, m, need, epoch in zip(phases, memory, needs, epochs, strict=True)
+        },
+    }
+    if device.type == "cuda":
+        measured, found = _measured_peaks(subject, phases, memory)
+        problems += found
+        values["measured_peak_gib"] = measured
+        notes += [
+            f"phase {name}: {peak:.2f} GiB measured on this GPU in a real step" for name, peak in measured.items()
+        ]
+    summary = f"at most {max(needs):.2f} GiB per GPU{of}; {duration(total)} of steps on {where}"
+    return Finding("estimates", summary, tuple(problems), tuple(notes), values)
+
+
+def _computes_in_half(experiment: Experiment, on_gpu: bool) -> bool:
+    dtype = experiment.precision.dtype
+    return dtype in ("fp16", "bf16") or (dtype == "auto" and on_gpu)
+
+
+def _does_not_fit(
+    experiment: Experiment, phases: Sequence[PhaseSteps], memory: Sequence[PhaseMemory], card: str | None, gib: float
+) -> Iterator[Problem]:
+    for step, needs in zip(phases, memory, strict=True):
+        phase, need = step.phase, needs.needed(step.phase.batch_size) / GIB
+        if need <= 0.95 * gib:
+            continue
+        largest = needs.largest_batch(0.95 * gib * GIB)
+        remedy = f"at most {largest} images fit: lower batch_size and raise accumulate" if largest > 0 else ""
+        if not experiment.model.gradient_checkpointing:
+            remedy += ("; or " if remedy else "") + "set model.gradient_checkpointing = true"
+        message = f"phase {phase.name} needs about {need:.1f} GiB, and {card} has {gib:.1f}"
+        problem = Problem("fail" if need > gib else "warn", message, remedy or "lower image_size or model.width")
+        yield problem
+
+
+# ---- memory
+
+
+def _phase_memories(subject: Subject, half: bool, processes: int) -> list[PhaseMemory]:
+    """Two points of a line for each pair of image size and frozen stages that some phase has."""
+    experiment = subject.experiment
+    phases = experiment.phases_resolved()
+    counted: dict[tuple[int, int], tuple[StepBytes, StepBytes, int]] = {}
+    memories, trained = list[PhaseMemory](), set[str]()
+    for phase, stages in zip(phases, subject.frozen_by_phase, strict=True):
+        network = subject.copy()
+        network.freeze_backbone(stages)
+        # AdamW's moments of what is frozen again stay.
+        trained |= {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+        if (phase.image_size, stages) not in counted:
+            counted[phase.image_size, stages] = _two_points(subject, network, phase.image_size, half)
+        few, many, images = counted[phase.image_size, stages]
+        saved = (many.saved - few.saved) / images
+        # Of a few small images the peak may be elsewhere, among the gradients of weights, and grow more slowly.
+        slope = max(saved, (many.peak - few.peak) / images)
+        memories.append(
+            PhaseMemory(
+                state_bytes(network, trained, experiment.ema.enabled, processes > 1),
+                max(0.0, few.peak - slope * images),
+                slope,
+                saved,
+            )
+        )
+    return memories
+
+
+def state_bytes(network: CamoXpert, trained: set[str], average: bool, distributed: bool) -> int:
+    """Weights and buffers, twice with an average; gradients, and two moments of all that `trained` names.
+
+    Gradients of frozen parameters do not exist. DDP holds all others a second time, in its buckets.
+    """
+    parameters = dict(network.named_parameters())
+    weights = sum(p.nbytes for p in parameters.values()) + sum(b.nbytes for b in network.buffers())
+    gradients = sum(p.nbytes for p in parameters.values() if p.requires_grad)
+    moments = 2 * sum(parameters[name].nbytes for name in trained)
+    return weights * (2 if average else 1) + gradients * (2 if distributed else 1) + moments
+
+
+def _two_points(subject: Subject, network: CamoXpert, image_size: int, half: bool) -> tuple[StepBytes, StepBytes, int]:
+    """A step of n images and one of 2n, with all experts equally at work, as they are in a balanced run."""
+    each = images_for_all_experts(network)
+    few = each * -(-2 // each)
+    batch = subject.batch(min(few, len(subject.source)), image_size)
+    points = []
+    for repeats in (1, 2):
+        images = (batch.images.float() / 255).repeat(repeats, 1, 1, 1)
+        masks = batch.masks.repeat(repeats, 1, 1, 1)
+        points.append(step_bytes(partial(_loss, subject, network, images, masks, half), network))
+    return points[0], points[1], len(batch.images)
+
+
+def _loss(subject: Subject, network: CamoXpert, images: Tensor, masks: Tensor, half: bool) -> Tensor:
+    with _precision(subject, half):
+        output = network(images, cycled_routing(network, images))
+        return SegmentationObjective(subject.experiment.loss.plain())(output, masks).total
+
+
+def _precision(subject: Subject, half: bool) -> AbstractContextManager[object]:
+    device = subject.accelerator.device.type
+    # A CPU computes in bf16, which has the size of the fp16 that a GPU would use.
+    dtype = torch.float16 if device == "cuda" and subject.experiment.precision.dtype == "fp16" else torch.bfloat16
+    return torch.autocast(device, dtype=dtype, enabled=half)
+
+
+# ---- time
+
+
+def _seconds_per_image(subject: Subject) -> dict[str, float]:
+    """Phase → seconds per image of the trainer's own step, the better of two after one to warm up."""
+    seconds: dict[str, float] = {}
+    measured: dict[tuple[int, int], float] = {}
+    for phase, stages in zip(subject.experiment.phases_resolved(), subject.frozen_by_phase, strict=True):
+        if (phase.image_size, stages) not in measured:
+            trial = subject.trial(stages)
+            batch = subject.batch(min(subject.images, max(phase.batch_size, 2)), phase.image_size)
+            times = []
+            for _ in range(3):
+                started = time.perf_counter()
+                trial.take_step(batch, 0.0)
+                times.append((time.perf_counter() - started) / len(batch.images))
+            measured[phase.image_size, stages] = min(times[1:])
+        seconds[phase.name] = measured[phase.image_size, stages]
+    return seconds
+
+
+def _measured_peaks(
+    subject: Subject, phases: Sequence[PhaseSteps], memory: Sequence[PhaseMemory]
+) -> tuple[dict[str, float], list[Problem]]:
+    """A whole step of each phase on this GPU: phase → GiB at the peak, and what is wrong with the estimate."""
+    peaks: dict[str, float] = {}
+    problems = []
+    for step, estimate, stages in zip(phases, memory, subject.frozen_by_phase, strict=True):
+        phase = step.phase
+        if len(subject.source) < phase.batch_size:
+            continue
+        subject.accelerator.free_memory()  # of the trial before: else it would be missing from the difference
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        try:
+            before = torch.cuda.memory_allocated()
+            trial, batch = subject.trial(stages), subject.batch(phase.batch_size, phase.image_size)
+            for _ in range(2):
+                trial.take_step(batch, 0.0)
+            peaks[phase.name] = (torch.cuda.max_memory_allocated() - before) / GIB
+        except torch.cuda.OutOfMemoryError:
+            message = f"phase {phase.name}: this GPU ran out of memory in a step of {phase.batch_size} images"
+            problems.append(Problem("fail", message, "lower batch_size and raise accumulate"))
+            continue
+        if peaks[phase.name] * GIB > estimate.needed(phase.batch_size):
+            message = f"phase {phase.name}: {peaks[phase.name]:.2f} GiB measured is more than estimated"
+            problems.append(Problem("warn", message, "believe the measured value, on this card and on others"))
+    return peaks, problems

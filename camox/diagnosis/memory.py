@@ -1,0 +1,92 @@
+"""Bytes of a training step, counted rather than read from an allocator: the same on a CPU as on a GPU."""
+
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class StepBytes(NamedTuple):
+    """What one forward and backward pass needs besides weights and gradients."""
+
+    saved: int
+    """Kept from the forward for the backward pass. With gradient checkpointing only what is not computed again."""
+    peak: int
+    """The most that was alive at once: saved, computed again, or passing through."""
+
+
+def step_bytes(forward: Callable[[], Tensor], network: nn.Module) -> StepBytes:
+    """Counts a forward and a backward pass of the loss that `forward` gives. Leaves no gradients behind."""
+    # There before, as with accumulation: then they are not part of what is counted.
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    losses: list[Tensor] = []
+    with LiveBytes() as live:
+        saved = saved_bytes(lambda: losses.append(forward()), [*network.parameters(), *network.buffers()])
+        losses.pop().backward()
+    network.zero_grad(set_to_none=True)
+    return StepBytes(saved, max(saved, live.peak))
+
+
+def saved_bytes(forward: Callable[[], object], own: Iterable[Tensor] = ()) -> int:
+    """Bytes that autograd keeps for the backward pass of what `forward` returns.
+
+    Each storage counts whole and once, however many views of it are kept. The storages of `own`, the model's
+    parameters and buffers, do not count: they are there anyway.
+    """
+    there_anyway = {tensor.untyped_storage().data_ptr() for tensor in own}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in there_anyway:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()  # a result kept as it is would hold its own graph, and itself, for ever
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        graph = forward()  # held to the end: the address of a freed storage may be given to the next
+    del graph
+    return sum(kept.values())
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of the storages that operators made inside the block and that are still alive: now, and at most.
+
+    What a kernel allocates and frees within itself is not seen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0
+        self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        there_before = {_address(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and _address(leaf) not in there_before | self._known:
+                self._add(leaf.untyped_storage())
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        address, size = storage._cdata, storage.nbytes()
+        self._known.add(address)
+        self.now += size
+        weakref.finalize(storage, self._remove, address, size)
+
+    def _remove(self, address: int, size: int) -> None:
+        self._known.discard(address)
+        self.now -= size
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata

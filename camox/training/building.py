@@ -1,0 +1,59 @@
+"""What a run is made of, built from its experiment: data, and the step that trains a network on them."""
+
+from accelerate import Accelerator
+from torch import nn
+
+from camox.data.samples import Source
+from camox.data.sources import Subset, open_training_sources
+from camox.experiment import Experiment
+from camox.losses.composite import SegmentationObjective
+from camox.models.balance import RoutingObjective
+from camox.models.camoxpert import CamoXpert
+from camox.stability.guards import SkippedSteps
+from camox.training.ema import WeightAverage
+from camox.training.optimization import build_optimizer
+from camox.training.phases import TrainingShell
+from camox.training.step import TrainingStep
+
+
+def open_data(experiment: Experiment) -> tuple[Source | Subset, Source | Subset]:
+    """Training samples and held-out samples of an experiment.
+
+    Raises:
+        DataError: a source is missing, empty or not what its layout says.
+    """
+    data = experiment.data
+    return open_training_sources(
+        [source.plain() for source in data.train],
+        [source.plain() for source in data.val],
+        data.val_fraction,
+        experiment.experiment.seed,
+    )
+
+
+def build_training_step(experiment: Experiment, accelerator: Accelerator, network: CamoXpert) -> TrainingStep:
+    """Optimizer, average, objectives and guard around `network`, which is on the accelerator's device already."""
+    settings, balance = experiment.optimizer, experiment.model.moe.balance
+    multipliers = {"backbone": settings.backbone_lr_mult, "router": settings.router_lr_mult}
+    optimizer = build_optimizer(network, multipliers, settings.weight_decay, settings.betas, fused=settings.fused)
+    ema = experiment.ema
+    return TrainingStep(
+        accelerator,
+        network,
+        accelerator.prepare(optimizer),
+        SegmentationObjective(experiment.loss.plain()),
+        WeightAverage(network, ema.decay, ema.warmup) if ema.enabled else None,
+        SkippedSteps(experiment.stability.max_skipped_steps, experiment.precision.min_scale, accelerator.device),
+        RoutingObjective(balance.kind, balance.z_loss, balance.entropy, balance.mutual_information),
+        settings.clip,
+        settings.router_clip,
+    )
+
+
+def wrap_for_training(network: CamoXpert, accelerator: Accelerator, frozen_stages: int) -> nn.Module:
+    """Freezes that many of the backbone's stages and gives the prepared shell that the training step calls."""
+    network.freeze_backbone(frozen_stages)
+    network.train()
+    # Not moved again: what holds the network's tensors (average, guards) would be left with copies nobody trains.
+    shell: nn.Module = accelerator.prepare(TrainingShell(network), device_placement=[False])
+    return shell

@@ -1,0 +1,111 @@
+"""Memory and time: what is estimated adds up, and what does not fit is said with a remedy."""
+
+import pytest
+
+from camox.diagnosis.estimates import CARDS, GIB, PhaseMemory, card_capacity, check_estimates, state_bytes
+from camox.errors import ExperimentError
+from camox.models.camoxpert import CamoXpert
+from camox.training.building import build_training_step
+from camox.training.trainer import Trainer
+
+
+@pytest.mark.parametrize(
+    ("card", "gib"),
+    [("T4", 14.6), ("t4", 14.6), ("a100-40gb", 39.4), ("rtx3090", 23.7), ("16GiB", 16), ("24 GB", 24), ("7.5g", 7.5)],
+)
+def test_cards_have_names_and_sizes(card, gib):
+    assert card_capacity(card) == gib
+
+
+def test_an_unknown_card_is_refused_with_what_there_is():
+    with pytest.raises(ExperimentError, match=r'"T5" is not known: give its memory, such as 16GiB, or one of .*T4'):
+        card_capacity("T5")
+
+
+def test_names_of_cards_are_distinct():
+    assert len({card_capacity(name) for name in CARDS}) > 5
+    assert all(card_capacity(name) == gib for name, gib in CARDS.items())
+
+
+def test_the_state_is_what_a_run_holds(subject):
+    sound = subject()
+    trial = sound.trial(0)
+    trial.take_step(sound.batch(), 1e-3)
+    network = trial.network
+    moments = sum(
+        tensor.nbytes
+        for state in trial.step.optimizer.state.values()
+        for name, tensor in state.items()
+        if name != "step"
+    )
+    average = trial.step.average.model
+    held = moments + sum(t.nbytes for m in (network, average) for t in (*m.parameters(), *m.buffers()))
+    gradients = sum(p.nbytes for p in network.parameters())
+    names = {name for name, _ in network.named_parameters()}
+    assert state_bytes(network, names, average=True, distributed=False) == held + gradients
+    assert state_bytes(network, names, average=True, distributed=True) == held + 2 * gradients
+
+
+def test_a_frozen_backbone_has_no_gradients_and_no_moments(subject):
+    network = subject().network
+    names = {name for name, _ in network.named_parameters()}
+    head = {name for name in names if not name.startswith("backbone.")}
+    backbone = sum(p.nbytes for p in network.backbone.parameters())
+    full = state_bytes(network, names, average=False, distributed=False)
+    network.freeze_backbone(4)
+    assert full - state_bytes(network, head, average=False, distributed=False) == 3 * backbone
+
+
+def test_the_largest_batch_fits_and_one_more_does_not():
+    memory = PhaseMemory(state=GIB, constant=0.1 * GIB, per_image=0.3 * GIB, saved_per_image=0.2 * GIB)
+    largest = memory.largest_batch(8 * GIB)
+    assert memory.needed(largest) <= 8 * GIB < memory.needed(largest + 1)
+
+
+def test_the_tiny_experiment_fits_a_t4(subject):
+    finding = check_estimates(subject(), "T4", 1)
+    assert finding.status == "pass"
+    frozen, full = finding.values["phases"]["frozen"], finding.values["phases"]["full"]
+    assert frozen["state_gib"] < full["state_gib"]
+    assert frozen["activations_per_image_gib"] < full["activations_per_image_gib"]
+    assert 0 < full["saved_per_image_gib"] <= full["activations_per_image_gib"]
+    assert full["seconds_per_epoch_here"] > 0
+    assert finding.values["measured_on"] in ("cpu", "cuda")
+
+
+def test_memory_grows_with_the_image_and_shrinks_with_checkpointing_and_half_precision(subject):
+    def per_image(*overrides, card="T4"):
+        return check_estimates(subject(*overrides), card, 1).values["phases"]["full"]["activations_per_image_gib"]
+
+    small, large = per_image("data.image_size=64"), per_image("data.image_size=128")
+    assert 3.5 < large / small < 4.5
+    assert per_image("data.image_size=128", "model.gradient_checkpointing=true") < 0.8 * large
+    assert per_image("data.image_size=128", "precision.dtype=fp32") > 1.3 * large
+
+
+def test_what_does_not_fit_is_said_with_how_many_would(subject, messages):
+    finding = check_estimates(subject(), "0.9GiB", 1)
+    assert finding.status == "pass"
+    largest = check_estimates(subject("precision.dtype=fp32"), "0.9GiB", 1).values["phases"]["full"]["largest_batch"]
+    broken = subject("precision.dtype=fp32", f"phases.full.batch_size={2 * largest}")
+    finding = check_estimates(broken, "0.9GiB", 1)
+    assert finding.status == "fail"
+    assert "phase full needs about" in messages(finding)
+    assert "images fit: lower batch_size and raise accumulate" in messages(finding)
+    assert "set model.gradient_checkpointing = true" in messages(finding)
+
+
+def test_the_builder_makes_what_the_trainer_makes(tiny_experiment):
+    """The trainer still builds its own: until it calls the builder, the two must not drift apart."""
+    experiment = tiny_experiment("optimizer.backbone_lr_mult=0.5", "ema.decay=0.9", "model.moe.balance.entropy=0.1")
+    trainer = Trainer(experiment)
+    trainer._build()
+    ours = build_training_step(experiment, trainer.accelerator, CamoXpert.from_experiment(experiment))
+    theirs = trainer.training_step
+    assert vars(ours).keys() == vars(theirs).keys()
+    assert ours.objective.weights == theirs.objective.weights
+    assert vars(ours.routing_objective) == vars(theirs.routing_objective)
+    assert (ours.average.decay, ours.average.warmup) == (theirs.average.decay, theirs.average.warmup)
+    assert (ours.clip, ours.router_clip) == (theirs.clip, theirs.router_clip)
+    groups = [[{k: v for k, v in g.items() if k != "params"} for g in s.optimizer.param_groups] for s in (ours, theirs)]
+    assert groups[0] == groups[1]

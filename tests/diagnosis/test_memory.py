@@ -1,0 +1,106 @@
+"""Bytes of a step, counted."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from camox.diagnosis.memory import LiveBytes, saved_bytes, step_bytes
+
+
+def test_a_linear_layer_saves_its_input():
+    layer, x = nn.Linear(7, 11), torch.randn(5, 7)
+    own = list(layer.parameters())
+    assert saved_bytes(lambda: layer(x), own) == 5 * 7 * 4
+    # To give the input a gradient, the weight is kept too; it belongs to the model.
+    x.requires_grad_()
+    assert saved_bytes(lambda: layer(x), own) == 5 * 7 * 4
+    assert saved_bytes(lambda: layer(x)) == 5 * 7 * 4 + 11 * 7 * 4
+
+
+def test_views_of_one_storage_are_saved_once_and_whole():
+    x = torch.randn(4, 6, requires_grad=True)
+    assert saved_bytes(lambda: x[:2].square() + x[2:].square()) == 4 * 6 * 4
+
+
+def test_results_saved_along_a_chain_add_up():
+    x = torch.randn(10, requires_grad=True)
+    assert saved_bytes(lambda: x.exp().sigmoid()) == 2 * 10 * 4  # both keep their result
+    assert saved_bytes(lambda: x + 1) == 0
+    with torch.no_grad():
+        assert saved_bytes(lambda: x.exp()) == 0
+
+
+def test_saved_bytes_leaves_nothing_behind():
+    x = torch.randn(10, requires_grad=True)
+    freed = []
+
+    class Watched(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.token = Token()
+            result = x.exp()
+            ctx.save_for_backward(result)
+            return result
+
+        @staticmethod
+        def backward(ctx, gradient):
+            raise AssertionError
+
+    class Token:
+        def __del__(self):
+            freed.append(True)
+
+    saved_bytes(lambda: Watched.apply(x))
+    assert freed
+
+
+def test_live_bytes_are_those_not_yet_freed():
+    x = torch.randn(1000)
+    with LiveBytes() as live:
+        doubled = x * 2
+        view = doubled[:10]
+        assert live.now == 4000
+        tripled = x * 3
+        del doubled
+        assert live.now == 8000  # the view holds the whole storage
+        del view
+        assert live.now == 4000
+        tripled.add_(1)
+        assert live.now == 4000
+    assert live.peak == 8000
+
+
+def test_a_step_needs_what_it_saves_and_no_gradients_of_weights():
+    layers = nn.Sequential(*(nn.Linear(50, 50) for _ in range(4)))
+    x = torch.randn(30, 50)
+    counted = step_bytes(lambda: layers(x).square().sum(), layers)
+    inputs = 3 * 30 * 50 * 4
+    assert counted.saved == inputs + 2 * 30 * 50 * 4  # x belongs to nobody's parameters, and the square keeps its input
+    passing = 4 * 30 * 50 * 4 + 50 * 50 * 4 + 100
+    assert counted.saved <= counted.peak <= counted.saved + passing
+    assert all(parameter.grad is None for parameter in layers.parameters())
+
+
+def test_what_is_computed_again_is_in_the_peak_but_not_saved():
+    block = nn.Sequential(*(layer for _ in range(6) for layer in (nn.Linear(8, 8), nn.GELU())))
+    x = torch.randn(200, 8)
+
+    def again():
+        return checkpoint(block, x, use_reentrant=False).sum()
+
+    plain, recomputed = step_bytes(lambda: block(x).sum(), block), step_bytes(again, block)
+    assert recomputed.saved < 0.2 * plain.saved
+    assert recomputed.peak > 0.8 * plain.peak
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_peak_is_that_of_the_allocator():
+    network = nn.Sequential(*(layer for _ in range(4) for layer in (nn.Conv2d(16, 16, 3, padding=1), nn.ReLU()))).cuda()
+    x = torch.randn(8, 16, 256, 256, device="cuda")
+    counted = step_bytes(lambda: network(x).square().mean(), network)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    network(x).square().mean().backward()
+    assert torch.cuda.max_memory_allocated() - before == pytest.approx(counted.peak, rel=0.3)
