@@ -14,24 +14,19 @@ from accelerate.utils import broadcast, set_seed
 
 from camox.checkpoints.store import Checkpoint, list_checkpoints
 from camox.data.loading import EvalSet, TrainBatch
-from camox.data.sources import open_sources, open_training_sources
+from camox.data.sources import open_sources
 from camox.errors import CheckpointError, DataError, TrainingPaused, TrainingStopped
 from camox.experiment import Experiment, ResolvedPhase
 from camox.inference.evaluation import evaluate
-from camox.losses.composite import SegmentationObjective
 from camox.models.backbone import STRIDES
-from camox.models.balance import RoutingObjective
 from camox.models.camoxpert import CamoXpert
-from camox.stability.guards import SkippedSteps
 from camox.tracking.console import Console, TrainingProgress
 from camox.tracking.events import EventLog
 from camox.tracking.trackers import JsonlTracker, Trackers, WandbTracker
 from camox.training.announcement import announce
-from camox.training.ema import WeightAverage
+from camox.training.building import build_training_step, open_data, wrap_for_training
 from camox.training.interruption import SAVE, STOP, TROUBLE, Agreement, Signals, TimeLimit
-from camox.training.optimization import build_optimizer
 from camox.training.phases import (
-    TrainingShell,
     controls_at,
     frozen_stages,
     phase_loader,
@@ -45,7 +40,7 @@ from camox.training.run_state import Position, RunState, better_weights, open_to
 from camox.training.sampler import EpochBatches
 from camox.training.saving import Saved, Saver
 from camox.training.schedule import Plateau, warmup_factor
-from camox.training.step import Controls, TrainingStep
+from camox.training.step import Controls
 from camox.training.telemetry import Clock, Scores, score_values, training_values
 from camox.training.validation import Validator
 
@@ -104,51 +99,19 @@ class Trainer:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
             torch.use_deterministic_algorithms(True, warn_only=True)
         data = experiment.data
-        self.train_source, self.held_out = open_training_sources(
-            [source.plain() for source in data.train],
-            [source.plain() for source in data.val],
-            data.val_fraction,
-            settings.seed,
-        )
+        self.train_source, self.held_out = open_data(experiment)
         if data.test:  # opened here already: not after 200 epochs should a wrong path be found
             open_sources([source.plain() for source in data.test], split="test")
 
         self.network = CamoXpert.from_experiment(experiment).to(accelerator.device)
         self.network_config = self.network.config
-        optimizer = build_optimizer(
-            self.network,
-            {
-                "backbone": experiment.optimizer.backbone_lr_mult,
-                "router": experiment.optimizer.router_lr_mult,
-            },
-            experiment.optimizer.weight_decay,
-            experiment.optimizer.betas,
-            fused=experiment.optimizer.fused,
-        )
-        self.optimizer = accelerator.prepare(optimizer)
-        ema = experiment.ema
-        self.average = WeightAverage(self.network, ema.decay, ema.warmup) if ema.enabled else None
-        objective = SegmentationObjective(experiment.loss.plain())
-        balance = experiment.model.moe.balance
-        self.skipped = SkippedSteps(
-            experiment.stability.max_skipped_steps, experiment.precision.min_scale, accelerator.device
-        )
-        self.training_step = TrainingStep(
-            accelerator,
-            self.network,
-            self.optimizer,
-            objective,
-            self.average,
-            self.skipped,
-            RoutingObjective(balance.kind, balance.z_loss, balance.entropy, balance.mutual_information),
-            experiment.optimizer.clip,
-            experiment.optimizer.router_clip,
-        )
+        self.training_step = step = build_training_step(experiment, accelerator, self.network)
+        self.optimizer, self.average, self.skipped = step.optimizer, step.average, step.skipped
         self.routing = RoutingWatch(self.network)
         self.validator = Validator(
             accelerator,
             EvalSet(self.held_out, data.image_size),
-            objective,
+            step.objective,
             experiment.validation.measures,
             data.batch_size,
             data.workers,
@@ -165,7 +128,7 @@ class Trainer:
                 "skipped_steps": self.skipped,
                 "routing": self.routing,
             },
-            meters={"batches": self.training_step.batch_meters, "steps": self.training_step.step_meters},
+            meters={"batches": step.batch_meters, "steps": step.step_meters},
         )
         self.agreement = Agreement(accelerator)
         # Weights began alike on all ranks; dropout and routing noise must not.
@@ -232,13 +195,9 @@ class Trainer:
         self.frozen_stages = stages
         # Drops the last wrapper; the optimizer, the average and the network itself stay.
         self.accelerator.free_memory()
-        self.network.freeze_backbone(stages)
-        self.network.train()
         # A 1×1 or depthwise kernel has the same order in memory under two kinds of strides; DDP doubts it at length.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-        # Not moved again: to Accelerate a CPU is "cpu:0", and what holds the network's tensors (average, guards of
-        # norm statistics) would be left with copies that nobody trains.
-        self.shell = self.accelerator.prepare(TrainingShell(self.network), device_placement=[False])
+        self.shell = wrap_for_training(self.network, self.accelerator, stages)
         self._event("frozen", f"{stages} of the backbone's {len(STRIDES)} stages are frozen", severity="info")
 
     def _train_epoch(self, phase: ResolvedPhase, progress: TrainingProgress) -> None:
