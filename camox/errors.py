@@ -3,6 +3,8 @@
 Messages say what is wrong, where, and what to do. Everything else that fails is a bug and keeps its traceback.
 """
 
+from collections.abc import Sequence
+
 
 class CamoxError(Exception):
     """Base of every error a user can cause or cure; commands print its message without a traceback."""
@@ -20,6 +22,14 @@ class DataError(CamoxError):
 
 class CheckpointError(CamoxError):
     """A checkpoint is missing, damaged, not finite, or does not fit the model."""
+
+
+class NotFinite(CheckpointError):  # noqa: N818  says what the checkpoint is
+    """A checkpoint holds NaN or Inf; `names` says where, as `file/tensor` or `state.json: key`, where that is known."""
+
+    def __init__(self, message: str, names: Sequence[str] = ()):
+        super().__init__(message)
+        self.names = tuple(names)
 
 
 class TrainingStopped(CamoxError):  # noqa: N818  an outcome, not always a failure

@@ -46,7 +46,7 @@ from camox.checkpoints.manifest import (
 )
 from camox.checkpoints.manifest import verify as verify_files
 from camox.checkpoints.scan import last_clean, scan_file
-from camox.errors import CheckpointError
+from camox.errors import CheckpointError, NotFinite
 
 __all__ = [
     "Checkpoint",
@@ -65,14 +65,6 @@ __all__ = [
 ]
 
 TensorGroups = Mapping[str, Mapping[str, torch.Tensor]]
-
-
-class NotFinite(CheckpointError):  # noqa: N818 - says what the checkpoint is
-    """A checkpoint holds NaN or Inf; `names` says where, as `file/tensor` or `state.json: key`."""
-
-    def __init__(self, message: str, names: list[str]):
-        super().__init__(message)
-        self.names = names
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from camox.checkpoints.store import TensorGroups
 
+__all__ = ["BackgroundWriter", "TensorGroups"]
+
 Written = TypeVar("Written")
 
 

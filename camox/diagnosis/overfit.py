@@ -31,7 +31,7 @@ def check_overfit(subject: Subject) -> Finding:
         if name in before:
             change = float((parameter.detach() - before[name]).abs().max())
             moved[group_of(name)] = max(change, moved.get(group_of(name), 0.0))
-    skipped = trial.step.skipped.read()[1]
+    skipped = trial.skipped
     ratio = mean(losses[-3:]) / losses[0]
     problems = [*_not_learned(losses, ratio, rate, skipped)]
     still = [group for group, change in moved.items() if not change > 0]

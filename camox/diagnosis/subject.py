@@ -106,13 +106,18 @@ class Trial:
         self.network = network
         self.step = step
         self.shell = shell
+        self.steps = 0
+        self.skipped = 0
+        """Steps that were skipped, of all."""
 
     def take_step(self, batch: TrainBatch, learning_rate: float, balance_coefficient: float = 0.0) -> float:
         """Trains on one batch and gives the task's loss before it. Waits for the device."""
         controls = Controls(learning_rate, balance_coefficient, noise_share=0.0)
         self.step(self.shell, [batch], controls)
-        self.step.step_meters.read(lambda sums: sums)
-        return float(self.step.batch_meters.read(lambda sums: sums)["loss/loss"])
+        self.steps += 1
+        report = self.step.reports(self.steps)[-1]
+        self.skipped += not report.taken
+        return report.loss
 
 
 def build_subject(experiment: Experiment) -> Subject:

@@ -364,12 +364,60 @@ class Ema(Table):
     """Let the decay rise to its value from the first step on, so that a short run does not average noise."""
 
 
+class Policy(Table):
+    """What is done when a guard asks for a rollback to the last verified checkpoint."""
+
+    max_rollbacks: int = Field(default=4, ge=0)
+    """Rollbacks before the run stops with exit code 3; 0 for none."""
+
+    rate_factor: float = Field(default=0.7, gt=0, le=1)
+    """Factor on the learning rate with each rollback."""
+
+    warmup_steps: int = Field(default=50, ge=0)
+    """Steps over which the learning rate rises again after a rollback."""
+
+    ladder: tuple[Literal["lower_rate", "longer_warmup", "no_deep_supervision"], ...] = (
+        "lower_rate", "lower_rate", "longer_warmup", "no_deep_supervision",
+    )  # fmt: skip
+    """What each rollback does, beside another order of the data and leaving out the samples of steps that were not
+    finite; the last rung repeats. All lower the rate; "longer_warmup" takes four times `warmup_steps`."""
+
+
 class Stability(Table):
-    """When a run that goes wrong stops."""
+    """What is watched, and what is done about it."""
+
+    nonfinite: bool = True
+    """Skip steps whose loss or gradient is not finite, on all processes; without it they reach the weights."""
 
     max_skipped_steps: int = Field(default=20, ge=1)
-    """Steps skipped in a row, for gradients that are not finite, after which the run stops with exit code
-    3."""
+    """Steps skipped in a row, for gradients that are not finite, after which the run is rolled back."""
+
+    loss_scale: bool = True
+    """Roll back when under fp16 too many steps overflow, or the loss scale falls below `precision.min_scale`."""
+
+    max_skip_rate: float = Field(default=0.02, gt=0, lt=1)
+    """Share of the last 200 steps that may overflow, once 100 steps were taken."""
+
+    spike: bool = True
+    """Skip steps whose loss or gradient norm is far above the last ones, and roll back where it stays so."""
+
+    spike_threshold: float = Field(default=8.0, gt=0)
+    """Robust standard deviations above the running median that are far."""
+
+    spike_patience: int = Field(default=3, ge=1)
+    """Far steps in a row before one is skipped."""
+
+    decline: bool = True
+    """Lower the rate by a fifth when `checkpoints.monitor` falls three validations in a row by more than chance."""
+
+    explosion: bool = True
+    """Roll back when `checkpoints.monitor` falls below half of its best."""
+
+    collapse: bool = True
+    """Help routers that have collapsed: a faster bias, then noise, then more weight for the balance."""
+
+    policy: Policy = Policy()
+    """What is done when a guard asks for a rollback."""
 
 
 class Checkpoints(Table):

@@ -74,6 +74,12 @@ class SegmentationObjective:
             total = torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()
         return Objective(total, terms)
 
+    def leave_out(self, name: str) -> None:
+        """Gives a term no weight any more. It is still computed: its part of the network keeps a gradient, of zeros."""
+        rest = sum(weight for term, weight in self.weights.items() if term != name)
+        assert rest > 0, name
+        self.weights = {term: 0.0 if term == name else weight / rest for term, weight in self.weights.items()}
+
     def _term(self, name: str, output: SegmentationOutput, mask: Tensor) -> Tensor:
         if name in FINAL_TERMS:
             return FINAL_TERMS[name](output.logits, mask)

@@ -191,6 +191,12 @@ class CamoXpert(nn.Module):
             if isinstance(router, Router):
                 router.noise_share = share
 
+    def set_routing_noise(self, deviation: float) -> None:
+        """Sets the standard deviation of every router's exploration noise before annealing."""
+        for router in self.routers.values():
+            if isinstance(router, Router):
+                router.noise = deviation
+
     def balance(self, stride: int) -> LoadBalance:
         """The balance state of the mixture at that stride."""
         balance = self.balances[f"stride_{stride}"]

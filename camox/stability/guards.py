@@ -1,58 +1,266 @@
-"""Watchers of a run: each sees one thing, says when it is wrong and what to do. None reads the device every step."""
+"""Watchers of a run: each sees one thing, says when it is wrong, and proposes what to do. None touches the run.
 
-import torch
-from torch import Tensor
+Guards read what the host knows already: reports of steps, which arrive in bulk, and validations. All of it is the same
+on every rank, so what they find is too.
+"""
+
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from camox.checkpoints.store import is_better
+
+Proposal = Literal["note", "lower_rate", "roll_back", "calm_routers"]
 
 
-class SkippedSteps:
-    """Counts steps whose gradient was not finite, on the device.
+class StepReport(NamedTuple):
+    """What is known of one attempted optimizer step, the same on all ranks."""
 
-    Skipping one is routine under fp16; many in a row drive the loss scale to nothing (about 160 do), and the
-    next finite step would write NaN into the weights. `verdict` speaks before that.
+    step: int
+    """Number of the step, counted from 1 over the whole run."""
+    taken: bool
+    loss: float
+    norm: float
+    """Of all gradients, before clipping."""
+    finite: bool
+    """Whether loss and norm are."""
+    spike: bool
+    """Whether it was skipped for being far above the last ones."""
+    only_routers: bool
+    """Whether of all gradients only the routers' were not finite."""
+    terms: tuple[str, ...]
+    """Names of the terms of the loss that were not finite on some rank."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is wrong."""
+
+    kind: str
+    """Short name, as in events.jsonl."""
+    message: str
+    proposal: Proposal
+    severity: Literal["info", "warning"] = "warning"
+    details: Mapping[str, Any] = field(default_factory=dict)
+    sound_until: int = 0
+    """The last step at which nothing was wrong yet; a rollback goes no later."""
+
+
+class NonFiniteSteps:
+    """Steps whose loss or gradient is not finite. They are skipped already; many in a row are no accident.
+
+    Under fp16 single ones are routine: the loss scale grows until it finds its limit.
 
     Args:
         most: skipped steps in a row that are still accepted.
-        lowest_scale: the fp16 loss scale below which no gradient is finite any more.
     """
 
-    def __init__(self, most: int, lowest_scale: float, device: torch.device):
+    def __init__(self, most: int):
         self.most = most
-        self.lowest_scale = lowest_scale
-        self._in_a_row = torch.zeros((), device=device)
-        self._worst = torch.zeros((), device=device)
-        self._total = torch.zeros((), device=device)
+        self._in_a_row = 0
+        self._total = 0
+        self._routers_in_a_row = 0
 
-    @torch.no_grad()
-    def update(self, taken: Tensor) -> None:
-        """Takes in one step; `taken` is 0-dim bool, the same on every rank."""
-        self._in_a_row = torch.where(taken, 0.0, self._in_a_row + 1)
-        self._worst = torch.maximum(self._worst, self._in_a_row)
-        self._total = self._total + torch.where(taken, 0.0, 1.0)
+    def after_step(self, report: StepReport, scale: float | None) -> Finding | None:
+        if report.finite:
+            self._in_a_row = self._routers_in_a_row = 0
+            return None
+        self._in_a_row += 1
+        self._total += 1
+        self._routers_in_a_row = self._routers_in_a_row + 1 if report.only_routers else 0
+        details = {"in_a_row": self._in_a_row, "total": self._total, "scale": scale, "terms": list(report.terms)}
+        what = f"{', '.join(report.terms)} of the loss was" if report.terms else "the gradient was"
+        sound = report.step - self._in_a_row
+        if self._in_a_row > self.most:
+            message = f"{self._in_a_row} steps in a row were skipped, the last at step {report.step}: {what} not finite"
+            self._in_a_row = 0
+            return Finding("skipped_steps", message, "roll_back", details=details, sound_until=sound)
+        if self._routers_in_a_row == 3:
+            message = f"only the routers' gradients were not finite, for 3 steps up to step {report.step}"
+            return Finding("router_gradients", message, "calm_routers", details=details, sound_until=sound)
+        if self._in_a_row & (self._in_a_row - 1):  # told at 1, 2, 4, 8 …
+            return None
+        routine = scale is not None and self._in_a_row == 1 and not report.terms
+        message = f"step {report.step} was skipped: {what} not finite ({self._total} so far)"
+        severity: Literal["info", "warning"] = "info" if routine else "warning"
+        return Finding("skipped_step", message, "note", severity, details, sound)
 
-    def read(self) -> tuple[int, int]:
-        """Most skips in a row since the last read, and skips in all. Waits for the device."""
-        worst, total = torch.stack([self._worst, self._total]).tolist()
-        self._worst = torch.zeros_like(self._worst)
-        return int(worst), int(total)
+    def state_dict(self) -> dict[str, Any]:
+        return {"in_a_row": self._in_a_row, "total": self._total, "routers_in_a_row": self._routers_in_a_row}
 
-    def verdict(self, in_a_row: int, scale: float | None) -> str | None:
-        """Why the run must stop, or None."""
-        if in_a_row > self.most:
-            return (
-                f"{in_a_row} steps in a row had gradients that are not finite "
-                f"(stability.max_skipped_steps = {self.most}): lower optimizer.lr, use precision.dtype=bf16 or "
-                "fp32 if this is fp16, and look for the term that is not finite in metrics.jsonl"
-            )
-        if scale is not None and scale < self.lowest_scale:
-            return (
-                f"the fp16 loss scale fell to {scale:g}, below precision.min_scale = {self.lowest_scale:g}: "
-                "gradients overflow at any scale; use precision.dtype=bf16 or fp32, or lower optimizer.lr"
-            )
-        return None
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._in_a_row, self._total = int(state["in_a_row"]), int(state["total"])
+        self._routers_in_a_row = int(state.get("routers_in_a_row", 0))
 
-    def state_dict(self) -> dict[str, float]:
-        return {"in_a_row": self._in_a_row.item(), "total": self._total.item()}
+    @property
+    def total(self) -> int:
+        """Steps skipped in all."""
+        return self._total
 
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        self._in_a_row.fill_(state["in_a_row"])
-        self._total.fill_(state["total"])
+
+class LossScale:
+    """A scale that falls and falls: one bad batch in every few steps drives it to nothing, 160 in a row at once.
+
+    Args:
+        most: share of the last 200 steps that may be skipped, once 100 steps were taken.
+        lowest: the scale below which no gradient is finite any more.
+    """
+
+    def __init__(self, most: float, lowest: float):
+        self.most = most
+        self.lowest = lowest
+        self._last: deque[bool] = deque(maxlen=200)
+        self._taken = 0
+
+    def after_step(self, report: StepReport, scale: float | None) -> Finding | None:
+        if scale is None:
+            return None
+        self._taken += report.taken
+        self._last.append(report.finite)
+        skipped = self._last.count(False)
+        details = {"scale": scale, "skipped": skipped, "of": len(self._last)}
+        if scale < self.lowest:
+            message = f"the fp16 loss scale fell to {scale:g}, below precision.min_scale = {self.lowest:g}"
+        elif self._taken >= 100 and skipped > self.most * 200:
+            message = f"{skipped} of the last {len(self._last)} steps overflowed under fp16, at loss scale {scale:g}"
+        else:
+            return None
+        sound = report.step - len(self._last)
+        self._last.clear()
+        return Finding("loss_scale", message, "roll_back", details=details, sound_until=max(0, sound))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"last": list(self._last), "taken": self._taken}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._last = deque(state["last"], maxlen=200)
+        self._taken = state["taken"]
+
+
+class Spikes:
+    """Steps that were skipped because loss or norm were far above the last ones; where they go on, training is lost.
+
+    Args:
+        most: such steps in a row before the run is rolled back.
+    """
+
+    def __init__(self, most: int = 5):
+        self.most = most
+        self._in_a_row = 0
+
+    def after_step(self, report: StepReport, scale: float | None) -> Finding | None:
+        if not report.spike:
+            self._in_a_row = 0
+            return None
+        self._in_a_row += 1
+        where = f"at step {report.step}: loss {report.loss:.3g}, gradient norm {report.norm:.3g}"
+        details = {"in_a_row": self._in_a_row, "loss": report.loss, "norm": report.norm}
+        # The first far ones were taken: with patience 3, two before the first that was skipped.
+        sound = max(0, report.step - self._in_a_row - 10)
+        if self._in_a_row >= self.most:
+            self._in_a_row = 0
+            message = f"loss or gradients stay far above what they were, {where}"
+            return Finding("spike", message, "roll_back", details=details, sound_until=sound)
+        if self._in_a_row > 1:
+            return None
+        return Finding("spike", f"skipped, far above the last steps, {where}", "note", details=details)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"in_a_row": self._in_a_row}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._in_a_row = state["in_a_row"]
+
+
+class Scores:
+    """The monitored measure of the raw weights, validation by validation: its decline, and its explosion.
+
+    A decline is three falls in a row that come to more than 0.01 and to more than two standard errors of the paired
+    difference over images: three falls alone happen by chance once in 24 on a plateau. The second validation alone
+    may already fall, by more than 0.05. An explosion is a fall below half of the best (of a measure that is better the
+    lower it is: to more than twice the best).
+
+    Args:
+        monitor: name of the measure.
+        decline, explosion: whether to look for each.
+    """
+
+    def __init__(self, monitor: str, decline: bool, explosion: bool):
+        self.monitor = monitor
+        self.decline = decline
+        self.explosion = explosion
+        self._last: list[tuple[int, list[float]]] = []
+        self._best: tuple[int, float] | None = None
+        self._seen = 0
+        self._since_lowered = 10**6
+
+    def after_validation(self, step: int, images: Sequence[float]) -> Finding | None:
+        """Takes in the measure of every image, always in the same order; images without it are left out."""
+        if not images:
+            return None
+        self._seen += 1
+        self._since_lowered += 1
+        self._last = [*self._last, (step, list(images))][-4:]
+        mean = float(np.mean(images))
+        finding = self._exploded(mean) or self._declined()
+        if self._best is None or is_better(mean, self._best[1], self.monitor):
+            self._best = (step, mean)
+        return finding
+
+    def _exploded(self, mean: float) -> Finding | None:
+        if not self.explosion or self._best is None:
+            return None
+        step, best = self._best
+        lower = is_better(0.0, 1.0, self.monitor)
+        worse = mean > 2 * best + 0.02 if lower else best >= 0.1 and mean < best / 2
+        if not (worse or math.isnan(mean)):
+            return None
+        message = f"{self.monitor} is {mean:.3f} after a best of {best:.3f} at step {step}"
+        return Finding("explosion", message, "roll_back", details={"score": mean, "best": best}, sound_until=step)
+
+    def _declined(self) -> Finding | None:
+        if not self.decline:
+            return None
+        falls = [self._fall(earlier[1], later[1]) for earlier, later in zip(self._last, self._last[1:], strict=False)]
+        second = self._seen == 2 and falls and falls[-1][0] > max(0.05, 2 * falls[-1][1])
+        third = len(falls) == 3 and all(fall > 0 for fall, _ in falls)
+        if third:
+            whole, error = self._fall(self._last[0][1], self._last[-1][1])
+            third = whole > max(0.01, 2 * error)
+        if not (second or third):
+            return None
+        before, now = (float(np.mean(self._last[index][1])) for index in (0, -1))
+        message = f"{self.monitor} fell from {before:.3f} to {now:.3f} in {len(falls)} validation(s)"
+        details = {"from": before, "to": now, "validations": len(falls)}
+        sound = self._last[0][0]
+        self._last = self._last[-1:]
+        if self._since_lowered <= 10:
+            return Finding("decline", f"{message}, though the rate was lowered", "roll_back", "warning", details, sound)
+        self._since_lowered = 0
+        return Finding("decline", message, "lower_rate", "warning", details, sound)
+
+    def _fall(self, earlier: Sequence[float], later: Sequence[float]) -> tuple[float, float]:
+        """How far the mean fell, and the standard error of that; both of paired images."""
+        difference = np.subtract(earlier, later)
+        if is_better(0.0, 1.0, self.monitor):
+            difference = -difference
+        return float(difference.mean()), float(difference.std(ddof=1) / math.sqrt(len(difference))) if len(
+            difference
+        ) > 1 else math.inf
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "last": self._last,
+            "best": self._best,
+            "seen": self._seen,
+            "since_lowered": self._since_lowered,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._last = [(step, images) for step, images in state["last"]]
+        self._best = None if state["best"] is None else (state["best"][0], state["best"][1])
+        self._seen, self._since_lowered = state["seen"], state["since_lowered"]

@@ -1,4 +1,8 @@
-"""What a run says of itself before its first step."""
+"""What a run says of itself before its first step and after its last."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 
@@ -57,3 +61,15 @@ def _experts(moe: MixtureOfExperts) -> str:
         case "random":
             return f"{moe.top_k} of {len(moe.experts)} by chance"
     return f"top {moe.top_k} of {len(moe.experts)}"
+
+
+def say_done(console: Console, run: Path, monitor: str, best: Mapping[str, Any]) -> None:
+    """Prints where everything is, how good the best checkpoint is, and what to do with it."""
+    rows: list[tuple[str, object]] = [("run folder", run)]
+    if best:
+        score = f"{best['score']:.4f} at epoch {best['epoch']}, {best['weights']} weights"
+        rows.append((f"best {monitor}", score))
+        rows.append(("best checkpoint", run / "checkpoints" / f"epoch_{best['epoch']:04d}"))
+    rows.append(("inspect it", f"camox inspect {run}"))
+    rows.append(("predict with it", f"camox predict {run} IMAGES --out DIR"))
+    console.summary("done", rows)

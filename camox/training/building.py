@@ -1,5 +1,7 @@
 """What a run is made of, built from its experiment: data, and the step that trains a network on them."""
 
+from collections.abc import Callable
+
 from accelerate import Accelerator
 from torch import nn
 
@@ -9,7 +11,8 @@ from camox.experiment import Experiment
 from camox.losses.composite import SegmentationObjective
 from camox.models.balance import RoutingObjective
 from camox.models.camoxpert import CamoXpert
-from camox.stability.guards import SkippedSteps
+from camox.stability.spikes import SpikeDetector
+from camox.tracking.trackers import JsonlTracker, Trackers, WandbTracker
 from camox.training.ema import WeightAverage
 from camox.training.optimization import build_optimizer
 from camox.training.phases import TrainingShell
@@ -36,14 +39,17 @@ def build_training_step(experiment: Experiment, accelerator: Accelerator, networ
     settings, balance = experiment.optimizer, experiment.model.moe.balance
     multipliers = {"backbone": settings.backbone_lr_mult, "router": settings.router_lr_mult}
     optimizer = build_optimizer(network, multipliers, settings.weight_decay, settings.betas, fused=settings.fused)
-    ema = experiment.ema
+    ema, stability = experiment.ema, experiment.stability
     return TrainingStep(
         accelerator,
         network,
         accelerator.prepare(optimizer),
         SegmentationObjective(experiment.loss.plain()),
         WeightAverage(network, ema.decay, ema.warmup) if ema.enabled else None,
-        SkippedSteps(experiment.stability.max_skipped_steps, experiment.precision.min_scale, accelerator.device),
+        stability.nonfinite,
+        SpikeDetector(stability.spike_threshold, stability.spike_patience, accelerator.device)
+        if stability.spike
+        else None,
         RoutingObjective(balance.kind, balance.z_loss, balance.entropy, balance.mutual_information),
         settings.clip,
         settings.router_clip,
@@ -57,3 +63,25 @@ def wrap_for_training(network: CamoXpert, accelerator: Accelerator, frozen_stage
     # Not moved again: what holds the network's tensors (average, guards) would be left with copies nobody trains.
     shell: nn.Module = accelerator.prepare(TrainingShell(network), device_placement=[False])
     return shell
+
+
+def open_trackers(experiment: Experiment, step: int, warn: Callable[[str], None]) -> Trackers:
+    """Where a run's numbers go, on its main process; `step` is the one it goes on from, 0 for a new run.
+
+    Raises:
+        ExperimentError: Weights & Biases is asked for and cannot be had.
+    """
+    settings, folder = experiment.tracking, experiment.run_folder
+    wandb = WandbTracker(
+        settings.wandb,
+        settings.project,
+        settings.entity,
+        experiment.experiment.name,
+        experiment.plain(),
+        folder,
+        experiment.experiment.notes,
+        experiment.experiment.tags,
+        resume=step > 0,
+        warn=warn,
+    )
+    return Trackers([JsonlTracker(folder / "metrics.jsonl", resume_step=step), wandb])

@@ -32,6 +32,14 @@ class Meters:
         assert list(values) == list(self._shapes), (list(values), list(self._shapes))
         self._sums = self._sums + packed
 
+    @torch.no_grad()
+    def take(self, other: "Meters", keep: Tensor) -> None:
+        """Adds the sums of `other`, which starts anew, where `keep` (0-dim bool) is true, and else nothing."""
+        values = other.state()
+        other.load({})
+        # A selection, not a product: what is not finite must not get through.
+        self.add({name: torch.where(keep, value, 0.0) for name, value in values.items()})
+
     def read(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, np.ndarray]:
         """Sums over all that was added since the last read, after `reduce` (the sum over ranks); starts anew.
 

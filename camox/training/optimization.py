@@ -53,10 +53,10 @@ def build_optimizer(
     )
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Gives each group `rate` times its multiplier."""
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float, router_factor: float = 1.0) -> None:
+    """Gives each group `rate` times its multiplier, the routers' times a factor besides."""
     for group in optimizer.param_groups:
-        group["lr"] = rate * group["lr_mult"]
+        group["lr"] = rate * group["lr_mult"] * (router_factor if group["name"] == "router" else 1.0)
 
 
 class GradientNorms(NamedTuple):

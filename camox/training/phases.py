@@ -1,6 +1,6 @@
 """Where in the run an epoch lies, what is trained there, on which batches and at which rate."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from accelerate import Accelerator
@@ -13,6 +13,7 @@ from camox.data.sources import Subset
 from camox.experiment import Experiment, ResolvedPhase
 from camox.models.backbone import STRIDES
 from camox.models.camoxpert import CamoXpert
+from camox.stability.recovery import Adjustments
 from camox.training import schedule
 from camox.training.sampler import EpochBatches
 from camox.training.step import Controls
@@ -64,9 +65,12 @@ def _located(epoch: int, phases: Sequence[ResolvedPhase]) -> tuple[ResolvedPhase
     raise AssertionError(epoch)
 
 
-def phase_sampler(phase: ResolvedPhase, samples: int, seed: int, accelerator: Accelerator) -> EpochBatches:
-    """This rank's batches of the phase's size."""
-    return EpochBatches(samples, phase.batch_size, seed, accelerator.process_index, accelerator.num_processes)
+def phase_sampler(
+    phase: ResolvedPhase, samples: int, seed: int, accelerator: Accelerator, left_out: Collection[int] = ()
+) -> EpochBatches:
+    """This rank's batches of the phase's size, without the samples `left_out`."""
+    rank, ranks = accelerator.process_index, accelerator.num_processes
+    return EpochBatches(samples, phase.batch_size, seed, rank, ranks, left_out)
 
 
 def phase_loader(
@@ -78,11 +82,19 @@ def phase_loader(
     return train_loader(dataset, sampler, experiment.data.workers, pin_memory)
 
 
-def controls_at(position: float, experiment: Experiment, phase: ResolvedPhase, reductions: int) -> Controls:
+def controls_at(
+    position: float,
+    experiment: Experiment,
+    phase: ResolvedPhase,
+    reductions: int,
+    adjustments: Adjustments = Adjustments(),  # noqa: B008  frozen
+    step: int = 0,
+) -> Controls:
     """What the schedules set for the step that ends at `position`, in epochs.
 
     Args:
         reductions: how often a plateau has lowered the learning rate so far.
+        adjustments: what recovery has changed, and `step` the number of the step by which it counts.
     """
     settings, moe = experiment.schedule, experiment.model.moe
     if settings.name == "multistep":
@@ -99,10 +111,16 @@ def controls_at(position: float, experiment: Experiment, phase: ResolvedPhase, r
     coefficient = 0.0
     if moe.balance.kind != "none":
         coefficient = schedule.balance_coefficient(
-            position, moe.balance.warmup_epochs, moe.balance.coefficient, moe.balance.coefficient_after_warmup
+            position,
+            moe.balance.warmup_epochs * adjustments.balance_warmup,
+            moe.balance.coefficient,
+            moe.balance.coefficient_after_warmup,
         )
+    noise = schedule.noise_share(position, experiment.epochs, moe.router.noise_fraction)
     return Controls(
-        learning_rate=rate,
-        balance_coefficient=coefficient,
-        noise_share=schedule.noise_share(position, experiment.epochs, moe.router.noise_fraction),
+        learning_rate=rate * adjustments.rate_at(step),
+        balance_coefficient=coefficient * adjustments.balance_coefficient,
+        noise_share=max(noise, adjustments.noise_at(step)),
+        router_rate=adjustments.router_rate,
+        router_clip=adjustments.router_clip,
     )

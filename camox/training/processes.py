@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import (
     GradScalerKwargs,
     InitProcessGroupKwargs,
+    broadcast,
     broadcast_object_list,
     gather_object,
     parse_flag_from_env,
@@ -83,6 +84,16 @@ def precision_notices(experiment: Experiment, accelerator: Accelerator) -> list[
 def precision_name(accelerator: Accelerator) -> str:
     """ "fp32", "bf16" or "fp16"."""
     return "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
+
+
+def share_buffers(accelerator: Accelerator, *models: torch.nn.Module) -> None:
+    """Gives every rank the main one's buffers: each has its own running statistics after an epoch, and would otherwise
+    validate its share of the images with a model that nobody saves. Collective."""
+    if accelerator.num_processes == 1:
+        return
+    for model in models:
+        for buffer in model.buffers():
+            buffer.copy_(broadcast(buffer.clone()))
 
 
 def once(accelerator: Accelerator, action: Callable[[], Result]) -> Result:

@@ -14,11 +14,13 @@ from typing import IO, Any
 
 import torch
 
-from camox.checkpoints.store import clean_leftovers, list_checkpoints, resolve, set_pointer
-from camox.errors import CamoxError, ExperimentError
+from camox.checkpoints.manifest import read_manifest
+from camox.checkpoints.store import clean_leftovers, list_checkpoints, read_checkpoint, resolve, set_pointer
+from camox.errors import CamoxError, CheckpointError, ExperimentError
 from camox.experiment import Experiment
 
 EXPERIMENT_FILE = "experiment.toml"
+RECOVERY_FILE = "recovery.json"
 # What may differ when a run is resumed: nothing that training computes depends on it.
 _FREE = {
     "experiment.name",
@@ -29,6 +31,9 @@ _FREE = {
     "checkpoints.every_epochs",
     "checkpoints.keep_last",
     "checkpoints.keep_best",
+    "checkpoints.keep_every",
+    "checkpoints.asynchronous",
+    "experiment.max_hours",
 }
 _FREE_TABLE = "tracking"
 
@@ -70,22 +75,57 @@ class RunFolder:
         metrics = self.path / "metrics.jsonl"
         return bool(list_checkpoints(self.path)) or (metrics.exists() and metrics.stat().st_size > 0)
 
+    def last_sound(self, step: int) -> Path | None:
+        """The newest checkpoint that is intact, finite and from step `step` or before, None where there is none."""
+        for checkpoint in reversed(list_checkpoints(self.path)):
+            if read_manifest(checkpoint).step > step:
+                continue
+            try:
+                read_checkpoint(checkpoint)
+            except CheckpointError:
+                continue  # damaged since it was written: `camox inspect` says how
+            return checkpoint
+        return None
+
+    def note_recovery(self, books: Mapping[str, Any]) -> None:
+        """Keeps what recovery has done: a kill before the next checkpoint must not make it forget."""
+        _write_json(self.path / RECOVERY_FILE, books)
+
+    def noted_recovery(self) -> dict[str, Any] | None:
+        """What `note_recovery` kept, None where it kept nothing.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
+        path = self.path / RECOVERY_FILE
+        try:
+            books = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path}: cannot be read: {error}. Remove it to go on without it.") from error
+        return books
+
+    def set_aside_after(self, checkpoint: Path | None) -> None:
+        """Moves the checkpoints that came after one of this run (None: all) to `abandoned/`, whole."""
+        ours = list_checkpoints(self.path)
+        for newer in ours if checkpoint is None else ours[ours.index(checkpoint) + 1 :]:
+            aside = self.path / "abandoned" / f"{newer.name}-{time.time_ns()}"
+            aside.parent.mkdir(exist_ok=True)
+            newer.rename(aside)
+
     def go_on_from(self, checkpoint: Path, best: str | None) -> None:
         """Makes `checkpoint` the newest of the run: what came after it is set aside, the pointers follow.
 
-        Where the checkpoint lies in another folder nothing changes. Checkpoints set aside go to `abandoned/`, whole.
+        Where the checkpoint lies in another folder nothing changes.
 
         Args:
             checkpoint: what training was restored from.
             best: name of the best checkpoint as of then, if there was one.
         """
-        ours = list_checkpoints(self.path)
-        if checkpoint not in ours:
+        if checkpoint not in list_checkpoints(self.path):
             return
-        for newer in ours[ours.index(checkpoint) + 1 :]:
-            aside = self.path / "abandoned" / f"{newer.name}-{time.time_ns()}"
-            aside.parent.mkdir(exist_ok=True)
-            newer.rename(aside)
+        self.set_aside_after(checkpoint)
         set_pointer(self.path, "latest", checkpoint.name)
         kept = {path.name for path in list_checkpoints(self.path)}
         set_pointer(self.path, "best", best if best in kept else checkpoint.name)

@@ -54,6 +54,7 @@ class RunState:
     Args:
         parts: name → part whose table goes into `state.json` under that name.
         meters: name → running sums.
+        image_size: that of evaluation, for who has the checkpoint without its run.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class RunState:
         average: WeightAverage | None,
         parts: Mapping[str, Stateful],
         meters: Mapping[str, Meters],
+        image_size: int,
     ):
         self.accelerator = accelerator
         self.network = network
@@ -71,6 +73,7 @@ class RunState:
         self.average = average
         self.parts = parts
         self.meters = meters
+        self.image_size = image_size
 
     def tables(self, position: Position) -> dict[str, Any]:
         """What `state.json` holds. Waits for the device."""
@@ -80,6 +83,7 @@ class RunState:
             "scaler": None if scaler is None else scaler.state_dict(),
             "ema_updates": None if self.average is None else self.average.updates.item(),
             "ranks": self.accelerator.num_processes,
+            "image_size": self.image_size,
             **{name: part.state_dict() for name, part in self.parts.items()},
         }
 
@@ -91,6 +95,12 @@ class RunState:
         groups["optimizer"] = optimizer_tensors(self.network, self.optimizer)
         of_ranks = gather_object([self._of_this_rank()])
         return groups | {f"rng_{rank}": tensors for rank, tensors in enumerate(of_ranks)}
+
+    def remember(self, position: Position) -> "Remembered":
+        """A copy of the state in host memory. Collective."""
+        tensors = self.tensors()
+        copies = {stem: {name: t.detach().cpu().clone() for name, t in of.items()} for stem, of in tensors.items()}
+        return Remembered(self.tables(position), copies)
 
     def restore(self, state: Mapping[str, Any], tensors: "TensorSource", name: object) -> Position:
         """Puts a state back and gives the position it was taken at; `name` is what messages call it.
@@ -148,11 +158,29 @@ class RunState:
         }
 
 
+@dataclass(frozen=True)
+class Remembered:
+    """A state in host memory, as a checkpoint has it."""
+
+    state: dict[str, Any]
+    groups: dict[str, dict[str, Tensor]]
+
+    def tensors(self, stem: str) -> dict[str, Tensor]:
+        """The tensors of one group by name."""
+        return self.groups[stem]
+
+
 class TensorSource(Protocol):
     """Where a state's tensors come from."""
 
     def tensors(self, stem: str, /) -> dict[str, Tensor]:
         """The tensors of one group by name."""
+
+
+def batch_on_other_ranks(batch: int, accumulate: int, before: int, now: int) -> int:
+    """Where `now` ranks go on in an epoch of which each of `before` ranks has trained on `batch` micro-batches: at the
+    same sample, or at the last whole step of `accumulate` micro-batches before it."""
+    return batch * before // now // accumulate * accumulate
 
 
 def open_to_resume(path: Path) -> Checkpoint:

@@ -1,6 +1,6 @@
 """Which samples make up which batch: a pure function of seed, epoch and attempt, with nothing to restore."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 
@@ -15,17 +15,28 @@ class EpochBatches:
     every rank, waits for the next epoch's order: every step then has its full batch on every rank. Yields
     lists of `(epoch, index)`, the keys of `TrainSet`.
 
+    Args:
+        left_out: indices of samples that are in no batch.
+
     Raises:
         ExperimentError: fewer samples than one batch over all ranks.
     """
 
-    def __init__(self, samples: int, batch_size: int, seed: int, rank: int = 0, ranks: int = 1):
-        if samples < batch_size * ranks:
+    def __init__(
+        self,
+        samples: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        ranks: int = 1,
+        left_out: Collection[int] = (),
+    ):
+        self._kept = np.setdiff1d(np.arange(samples), list(left_out))
+        if len(self._kept) < batch_size * ranks:
             raise ExperimentError(
-                f"{samples} training samples do not fill one batch of {batch_size} on {ranks} process(es): "
+                f"{len(self._kept)} training samples do not fill one batch of {batch_size} on {ranks} process(es): "
                 "lower data.batch_size (or the phase's), or give more data"
             )
-        self.samples = samples
         self.batch_size = batch_size
         self.seed = seed
         self.rank = rank
@@ -40,10 +51,10 @@ class EpochBatches:
 
     def __len__(self) -> int:
         """Batches in a whole epoch, on each rank."""
-        return self.samples // (self.batch_size * self.ranks)
+        return len(self._kept) // (self.batch_size * self.ranks)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = np.random.default_rng([self.seed, self.epoch, self.attempt]).permutation(self.samples)
+        order = np.random.default_rng([self.seed, self.epoch, self.attempt]).permutation(self._kept)
         for batch in range(self.start, len(self)):
             first = (batch * self.ranks + self.rank) * self.batch_size
             yield [(self.epoch, int(index)) for index in order[first : first + self.batch_size]]

@@ -1,14 +1,18 @@
 """When a run is saved, under which name, and what is kept; written in the background where that is asked for."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from camox.checkpoints.store import TensorGroups, is_better, retain, set_pointer, write_checkpoint
-from camox.checkpoints.writer import BackgroundWriter
+from accelerate import Accelerator
+
+from camox.checkpoints.store import is_better, retain, set_pointer, write_checkpoint
+from camox.checkpoints.writer import BackgroundWriter, TensorGroups
+from camox.errors import CheckpointError
 from camox.experiment.schema import Checkpoints
-from camox.training.run_state import Position, better_weights
+from camox.training.processes import fail_together
+from camox.training.run_state import Position, RunState, better_weights
 from camox.training.telemetry import Scores, score_values
 
 
@@ -27,15 +31,32 @@ class Saved(NamedTuple):
 class Saver:
     """Writes a run's checkpoints, on its main process, and remembers the best score.
 
-    `best` is {"score", "epoch", "weights"} of the best checkpoint so far, empty before the first.
+    `best` is {"score", "epoch", "weights"} of the best checkpoint so far, empty before the first. `failed` says on the
+    main process that a checkpoint could not be written; `settle` then raises on all.
+
+    Args:
+        config: the arguments that build the model.
+        fingerprint: the experiment's.
+        report: is told, on the main process, of every checkpoint that is safe.
     """
 
-    def __init__(self, run: Path, settings: Checkpoints, config: Mapping[str, Any], fingerprint: str):
+    def __init__(
+        self,
+        run: Path,
+        settings: Checkpoints,
+        config: Mapping[str, Any],
+        fingerprint: str,
+        accelerator: Accelerator,
+        report: Callable[[Saved], None],
+    ):
         self.run = run
         self.settings = settings
         self.config = config
         self.fingerprint = fingerprint
+        self.accelerator = accelerator
+        self.report = report
         self.best: dict[str, Any] = {}
+        self._failure: CheckpointError | None = None
         self._writer: BackgroundWriter[Saved] = BackgroundWriter(settings.asynchronous)
 
     def state_dict(self) -> dict[str, Any]:
@@ -53,16 +74,50 @@ class Saver:
         self.best = {"score": score, "epoch": epoch, "weights": weights}
         return True
 
-    def save(
-        self, position: Position, tensors: TensorGroups, state: Mapping[str, Any], scores: Scores, improved: bool
-    ) -> None:
-        """Saves the state at `position`; on the main process only. The tensors may change as soon as it returns.
+    def save(self, position: Position, state: RunState, scores: Scores, improved: bool) -> None:
+        """Saves the state at `position`, once the last save is safe. Collective; tensors may change when it returns.
 
         Raises:
-            CheckpointError: the last save in the background failed, or, without one, this one did.
+            NotFinite: the last save, or this one, holds NaN or Inf and was not written.
+            CheckpointError: the disk refuses.
         """
+        tensors = state.tensors()
+        self.look(wait=True)
+        if self.accelerator.is_main_process and not self.failed:
+            try:
+                self._write(position, tensors, state.tables(position), scores, improved)
+            except CheckpointError as error:
+                self._failure = error
+        self.settle()
+
+    def look(self, wait: bool = False) -> Path | None:
+        """Reports a checkpoint that is safe by now, and keeps the error of one that could not be written."""
+        try:
+            saved = self._writer.wait() if wait else self._writer.finished()
+        except CheckpointError as error:
+            self._failure = error
+            return None
+        if saved is None:
+            return None
+        self.report(saved)
+        return saved.path
+
+    @property
+    def failed(self) -> bool:
+        """Whether this process knows of a checkpoint that could not be written."""
+        return self._failure is not None
+
+    def settle(self, wait: bool = False) -> Path | None:
+        """Raises on all processes what kept the main one from saving, once; else gives what is safe. Collective."""
+        path = self.look(wait)
+        failure, self._failure = self._failure, None
+        fail_together(failure)
+        return path
+
+    def _write(
+        self, position: Position, tensors: TensorGroups, tables: Mapping[str, Any], scores: Scores, improved: bool
+    ) -> None:
         started = time.perf_counter()
-        assert self._writer.wait() is None, "the last result was not asked for"
         name = f"epoch_{position.epoch:04d}" + (f"_step_{position.step:07d}" if position.batch else "")
         monitor = self.settings.monitor
         measures = {key: value for key, value in score_values(scores).items() if value is not None}
@@ -77,7 +132,7 @@ class Saver:
                 self.run,
                 name,
                 host,
-                state=state,
+                state=tables,
                 config=self.config,
                 measures=measures,
                 experiment_fingerprint=self.fingerprint,
@@ -94,11 +149,3 @@ class Saver:
 
         self._writer.save(tensors, write)
         blocked = time.perf_counter() - started
-
-    def finished(self) -> Saved | None:
-        """What was written since the last call, as soon as it is; once. Raises CheckpointError where it could not."""
-        return self._writer.finished()
-
-    def wait(self) -> Saved | None:
-        """The same, waiting for it."""
-        return self._writer.wait()

@@ -89,6 +89,13 @@ class Clock:
     def __init__(self) -> None:
         self._start = time.perf_counter()
         self._waited = 0.0
+        self.images = 0
+        """Counted by the loop, since `take_images` was last called."""
+
+    def take_images(self) -> int:
+        """The images counted, which start anew."""
+        images, self.images = self.images, 0
+        return images
 
     def waiting(self) -> "Clock":
         """Time spent in the block counts as waiting."""

@@ -2,29 +2,31 @@
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, set_seed
+from accelerate.utils import gather_object, set_seed
 
 from camox.checkpoints.store import Checkpoint, list_checkpoints
 from camox.data.loading import EvalSet, TrainBatch
 from camox.data.sources import open_sources
-from camox.errors import CheckpointError, DataError, TrainingPaused, TrainingStopped
+from camox.errors import CheckpointError, DataError, NotFinite, TrainingPaused, TrainingStopped
 from camox.experiment import Experiment, ResolvedPhase
 from camox.inference.evaluation import evaluate
 from camox.models.backbone import STRIDES
 from camox.models.camoxpert import CamoXpert
+from camox.stability.guards import Finding, Proposal
+from camox.stability.recovery import Recovery, RollBack
 from camox.tracking.console import Console, TrainingProgress
 from camox.tracking.events import EventLog
-from camox.tracking.trackers import JsonlTracker, Trackers, WandbTracker
-from camox.training.announcement import announce
-from camox.training.building import build_training_step, open_data, wrap_for_training
+from camox.tracking.trackers import Trackers
+from camox.training.announcement import announce, say_done
+from camox.training.building import build_training_step, open_data, open_trackers, wrap_for_training
 from camox.training.interruption import SAVE, STOP, TROUBLE, Agreement, Signals, TimeLimit
 from camox.training.phases import (
     controls_at,
@@ -33,16 +35,24 @@ from camox.training.phases import (
     phase_of,
     phase_sampler,
 )
-from camox.training.processes import build_accelerator, fail_together, once
+from camox.training.processes import Result, build_accelerator, once, share_buffers
 from camox.training.routing import RoutingWatch
 from camox.training.run_folder import RunFolder, outcome
-from camox.training.run_state import Position, RunState, better_weights, open_to_resume
+from camox.training.run_state import (
+    Position,
+    Remembered,
+    RunState,
+    batch_on_other_ranks,
+    better_weights,
+    open_to_resume,
+)
 from camox.training.sampler import EpochBatches
 from camox.training.saving import Saved, Saver
 from camox.training.schedule import Plateau, warmup_factor
 from camox.training.step import Controls
-from camox.training.telemetry import Clock, Scores, score_values, training_values
+from camox.training.telemetry import Clock, Scores, score_values
 from camox.training.validation import Validator
+from camox.training.watching import Watch
 
 
 class Trainer:
@@ -67,8 +77,11 @@ class Trainer:
         self.frozen_stages: int | None = None
         self.at = Position()
         self.plateau = Plateau(experiment.checkpoints.monitor, experiment.schedule.patience)
+        policy = experiment.stability.policy
+        self.watch = Watch(experiment)
+        self.recovery = Recovery(policy.max_rollbacks, policy.rate_factor, policy.warmup_steps, policy.ladder)
+        self.beginning: Remembered | None = None
         self.signals = Signals()
-        self.failure: CheckpointError | None = None
         self.time_limit = TimeLimit(experiment.experiment.max_hours)
 
     def run(self) -> None:
@@ -79,6 +92,8 @@ class Trainer:
                 self._build()
                 if checkpoint is not None:
                     self._restore(open_to_resume(checkpoint))
+                elif self.recovery.max_rollbacks:
+                    self.beginning = self.state.remember(self.at)
                 self._start_tracking()
                 self._train()
                 self._finish()
@@ -106,7 +121,7 @@ class Trainer:
         self.network = CamoXpert.from_experiment(experiment).to(accelerator.device)
         self.network_config = self.network.config
         self.training_step = step = build_training_step(experiment, accelerator, self.network)
-        self.optimizer, self.average, self.skipped = step.optimizer, step.average, step.skipped
+        self.optimizer, self.average = step.optimizer, step.average
         self.routing = RoutingWatch(self.network)
         self.validator = Validator(
             accelerator,
@@ -116,7 +131,10 @@ class Trainer:
             data.batch_size,
             data.workers,
         )
-        self.saver = Saver(self.folder.path, experiment.checkpoints, self.network_config, experiment.fingerprint())
+        fingerprint = experiment.fingerprint()
+        self.saver = Saver(
+            self.folder.path, experiment.checkpoints, self.network_config, fingerprint, accelerator, self._saved
+        )
         self.state = RunState(
             accelerator,
             self.network,
@@ -125,10 +143,13 @@ class Trainer:
             parts={
                 "best": self.saver,
                 "schedule": self.plateau,
-                "skipped_steps": self.skipped,
+                "guards": self.watch,
                 "routing": self.routing,
+                "recovery": self.recovery,
+                **({} if step.spikes is None else {"spikes": step.spikes}),
             },
             meters={"batches": step.batch_meters, "steps": step.step_meters},
+            image_size=data.image_size,
         )
         self.agreement = Agreement(accelerator)
         # Weights began alike on all ranks; dropout and routing noise must not.
@@ -141,22 +162,10 @@ class Trainer:
         )
         if not self.accelerator.is_main_process:
             return
-        experiment, folder = self.experiment, self.folder.path
-        self.events = EventLog(folder / "events.jsonl")
-        settings = experiment.tracking
-        wandb = WandbTracker(
-            settings.wandb,
-            settings.project,
-            settings.entity,
-            experiment.experiment.name,
-            experiment.plain(),
-            folder,
-            experiment.experiment.notes,
-            experiment.experiment.tags,
-            resume=self.at.step > 0,
-            warn=lambda text: self._event("tracking", text, severity="warning"),
+        self.events = EventLog(self.folder.path / "events.jsonl")
+        self.trackers = open_trackers(
+            self.experiment, self.at.step, warn=lambda text: self._event("tracking", text, severity="warning")
         )
-        self.trackers = Trackers([JsonlTracker(folder / "metrics.jsonl", resume_step=self.at.step), wandb])
         kind = "resume" if self.at.step else "start"
         self._event(kind, f"{kind} at epoch {self.at.epoch}, step {self.at.step}", severity="info")
 
@@ -168,18 +177,28 @@ class Trainer:
         if self.at.epoch == epochs:
             self.console.notice(f"nothing left to train: all {epochs} epochs are done")
         with self.console.training(steps, epochs) as progress:
-            while self.at.epoch < epochs:
-                phase = phase_of(self.at.epoch, self.phases)
-                if phase is not self.phase:
-                    self._enter(phase)
-                self._freeze(frozen_stages(self.at.epoch, self.phases))
-                self._train_epoch(phase, progress)
-                self._agree_on_statistics()
-                self.at.epoch, self.at.batch = self.at.epoch + 1, 0
-                scores = self._validate() if self._due(self.experiment.validation.every_epochs) else None
-                self._follow(scores)
-                self._save_if_due(scores)
-        self._await_checkpoint()
+            safe = False
+            while not safe:
+                try:
+                    while self.at.epoch < epochs:
+                        self._train_and_validate(progress)
+                    self._save_or_heed(lambda: self.saver.settle(wait=True))
+                    safe = True
+                except RollBack as trouble:
+                    self._roll_back(trouble.finding)
+
+    def _train_and_validate(self, progress: TrainingProgress) -> None:
+        """One epoch, or what is left of it, with what comes after."""
+        phase = phase_of(self.at.epoch, self.phases)
+        if phase is not self.phase:
+            self._enter(phase)
+        self._freeze(frozen_stages(self.at.epoch, self.phases))
+        self._train_epoch(phase, progress)
+        share_buffers(self.accelerator, self.network, *([] if self.average is None else [self.average.model]))
+        self.at.epoch, self.at.batch = self.at.epoch + 1, 0
+        scores = self._validate() if self._due(self.experiment.validation.every_epochs) else None
+        self._follow(scores)
+        self._save_if_due(scores)
 
     def _enter(self, phase: ResolvedPhase) -> None:
         """Sets up a phase: a loader with its sizes."""
@@ -210,21 +229,23 @@ class Trainer:
         batches = iter(self.loader)
         done = at.batch // phase.accumulate
         # Validation reads what the last step has set, and that step may have been taken before a resume.
-        before = controls_at(at.epoch + done / steps, self.experiment, phase, self.plateau.reductions)
-        self.network.anneal_routing_noise(before.noise_share)
+        self.network.anneal_routing_noise(self._controls(at.epoch + done / steps, at.step).noise_share)
         for number in range(done, steps):
             position = at.epoch + (number + 1) / steps
-            controls = controls_at(position, self.experiment, phase, self.plateau.reductions)
+            controls = self._controls(position, at.step + 1)
             with clock.waiting():
                 window = list(self._window(batches, phase.accumulate))
+            clock.images += sum(len(batch.indices) for batch in window)
             self.training_step(self.shell, window, controls)
             at.step += 1
             at.batch += len(window)
             if at.step % self.experiment.tracking.log_every and number + 1 < steps:
                 progress.advance(at.step)
-                if at.step % self.experiment.stability.max_skipped_steps == 0:
-                    self._watch_skips()
+                # On a GPU to look is to wait for it.
+                if self.accelerator.device.type == "cpu" or at.step % self.experiment.stability.max_skipped_steps == 0:
+                    self._watch_steps()
             else:
+                self._watch_steps()
                 values = self._values(phase, controls, position, clock)
                 progress.advance(at.step, values)
                 self.trackers.log(values, step=at.step, epoch=at.epoch, phase=phase.name)
@@ -238,12 +259,12 @@ class Trainer:
         if self.signals.save:
             mine.append(SAVE)
             self.signals.save = False
-        self._look_after_checkpoint()
-        if self.failure is not None:
+        self.saver.look()
+        if self.saver.failed:
             mine.append(TROUBLE)
         asked = self.agreement.exchange(*mine)
         if TROUBLE in asked:
-            self._fail_together()
+            self._save_or_heed(self.saver.settle)
         if SAVE in asked:
             self._save({}, improved=False)
         if STOP in asked:
@@ -253,7 +274,7 @@ class Trainer:
         """Saves where the run is and ends it, to be resumed."""
         reason = self.signals.stop or "its time limit"
         self._save({}, improved=False)
-        path = self._await_checkpoint()
+        path = self._save_or_heed(lambda: self.saver.settle(wait=True))
         message = (
             f"stopped by {reason} at step {self.at.step} (epoch {self.at.epoch}), saved as {path}: "
             "go on with --resume auto"
@@ -261,84 +282,123 @@ class Trainer:
         self._event("pause", message, severity="info")
         raise TrainingPaused(message)
 
-    def _agree_on_statistics(self) -> None:
-        """Gives every rank the main one's buffers: each has its own running statistics after an epoch, and would
-        otherwise validate its share of the images with a model that nobody saves."""
-        if self.accelerator.num_processes == 1:
-            return
-        for model in (self.network, *([] if self.average is None else [self.average.model])):
-            for buffer in model.buffers():
-                buffer.copy_(broadcast(buffer.clone()))
-
     def _window(self, batches: Iterator[TrainBatch], accumulate: int) -> Iterator[TrainBatch]:
         """The micro-batches of one optimizer step on the device; the last window of an epoch may be shorter."""
         for batch in islice(batches, accumulate):
             if batch.problems:
                 raise DataError(f"{batch.problems[0]}; training stopped, finished checkpoints are intact")
+            self.watch.began(self.at.step + 1, batch.indices.tolist())
             yield batch.to(self.accelerator.device, non_blocking=True)
 
     def _values(self, phase: ResolvedPhase, controls: Controls, position: float, clock: Clock) -> dict[str, Any]:
         """Reads the meters of the interval that ends here; between logged steps nothing waits for the device."""
-        step = self.training_step
-        batches = step.batch_meters.read(lambda sums: self.accelerator.reduce(sums, "sum"))
-        steps = step.step_meters.read(lambda sums: sums)
-        skipped, scale = self._watch_skips()
-        network = self.network
-        values: dict[str, Any] = training_values(
-            batches, steps, self.routing.costs, network.scales, network.learns_routing
-        )
+        values: dict[str, Any] = self.training_step.interval_values(self.routing.costs)
         seconds, waited = clock.lap()
+        ranks, skipped = self.accelerator.num_processes, self.watch.nonfinite.total
         values |= {
-            "train/images_per_second": float(batches["images"]) / seconds,
+            "train/images_per_second": clock.take_images() * ranks / seconds,
             "train/data_wait": waited / seconds,
-            "train/effective_batch": phase.batch_size * phase.accumulate * self.accelerator.num_processes,
+            "train/effective_batch": phase.batch_size * phase.accumulate * ranks,
             "router/warmup_factor": warmup_factor(position, self.experiment.model.moe.balance.warmup_epochs),
             "router/coefficient": controls.balance_coefficient,
             "amp/skipped_steps": skipped,
             "stability/skipped_batches": skipped,
+            "stability/rollbacks": self.recovery.rollbacks,
         }
-        values |= {f"lr/{group['name']}": group["lr"] for group in self.optimizer.param_groups}
-        for stride in network.scales if network.learns_routing else ():
-            values[f"router/stride_{stride}/bias_max"] = network.balance(stride).bias.abs().max().item()
-        if scale is not None:
-            values["amp/scale"] = scale
         if self.accelerator.device.type == "cuda":
             values["memory/peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
         return values
 
-    def _watch_skips(self) -> tuple[int, float | None]:
-        """Skipped steps in all, and the loss scale under fp16; stops the run where the guard says so."""
-        in_a_row, skipped = self.skipped.read()
+    # ---- guards and recovery
+
+    def _controls(self, position: float, step: int) -> Controls:
+        assert self.phase is not None
+        adjustments = self.recovery.adjustments
+        return controls_at(position, self.experiment, self.phase, self.plateau.reductions, adjustments, step)
+
+    def _watch_steps(self) -> None:
+        """Lets the guards see what became of the last steps, and does what they ask for. Waits for the device."""
         scaler = self.accelerator.scaler
-        scale = None if scaler is None else scaler.get_scale()
-        if in_a_row:
-            self._event(
-                "skipped_step",
-                f"gradients were not finite: up to {in_a_row} steps in a row skipped, {skipped} in all",
-                details={"in_a_row": in_a_row, "total": skipped, "scale": scale},
-            )
-        if reason := self.skipped.verdict(in_a_row, scale):
-            raise self._stop("skipped_steps", reason)
-        return skipped, scale
+        reports = self.training_step.reports(self.at.step)
+        self._heed(self.watch.after_steps(reports, None if scaler is None else scaler.get_scale()))
+
+    def _heed(self, findings: list[Finding]) -> None:
+        """Logs what was found and acts on it.
+
+        Raises:
+            RollBack: the run has to go on from an earlier state.
+            TrainingStopped: the budget for that is spent.
+        """
+        for finding in findings:
+            self._event(finding.kind, finding.message, finding.severity, dict(finding.details))
+            act = self.recovery.decide(finding, self.at.step)
+            if act.kind == "adjust":
+                self._adjust()
+                self._event("recovery", f"{act.message}, because {finding.message}", details={"because": finding.kind})
+            elif act.kind == "stop":
+                raise self._stop(finding.kind, f"{finding.message}; {act.message}")
+            elif act.kind == "roll_back":
+                raise RollBack(finding)
+
+    def _roll_back(self, finding: Finding) -> None:
+        """Goes back to the last verified checkpoint from before the trouble, and on from there another way."""
+        at = self.at
+        with suppress(CheckpointError):  # what is being written now is not wanted any more
+            self.saver.settle(wait=True)
+        source = once(self.accelerator, lambda: self.folder.last_sound(finding.sound_until))
+        suspects = {index for of_rank in gather_object([self.watch.suspects()]) for index in of_rank}
+        changes = self.recovery.roll_back(at.step, suspects, len(self.train_source))
+        books = self.recovery.state_dict()
+        if source is not None:
+            self._restore(open_to_resume(source))
+        elif self.beginning is not None:
+            self.at = self.state.restore(self.beginning.state, self.beginning, "the beginning")
+            once(self.accelerator, lambda: self.folder.set_aside_after(None))
+        else:
+            raise self._stop(finding.kind, f"{finding.message}; no checkpoint is from before that")
+        self.recovery.load_state_dict(books)
+        # Steps keep their numbers: a tracker would drop what comes a second time.
+        self.at.step, self.at.attempt = at.step, at.attempt + 1
+        once(self.accelerator, lambda: self.folder.note_recovery(books))
+        where = "the beginning" if source is None else str(source)
+        message = f"rolled back to {where} because {finding.message}: {changes}"
+        self._event("rollback", message, details={"because": finding.kind, "to": where, **books})
+        self._adjust()
+        self.training_step.restart()
+        self.phase = None  # its loader has another order, and may have fewer samples
+
+    def _adjust(self) -> None:
+        """Makes what recovery has changed hold in the parts that the controls of a step do not reach."""
+        adjustments, moe = self.recovery.adjustments, self.experiment.model.moe
+        for stride in self.network.scales if moe.balance.kind == "band" else ():
+            self.network.balance(stride).bias_rate = moe.balance.bias_rate * adjustments.bias_rate
+        if adjustments.noise_from is not None:
+            self.network.set_routing_noise(max(1.0, moe.router.noise))
+        if not adjustments.deep_supervision:
+            self.training_step.objective.leave_out("deep")
 
     # ---- validation and checkpoints
 
     def _validate(self) -> Scores:
         """Scores raw and averaged weights on the held-out part."""
         try:
-            summary, routed = self.validator.score(self.network)
-            scores = {"val": summary}
+            raw = self.validator.score(self.network)
+            scores = {"val": raw.summary}
             if self.average is not None:
-                scores["val_ema"], _ = self.validator.score(self.average.model, routing=False)
+                scores["val_ema"] = self.validator.score(self.average.model, routing=False).summary
         except CheckpointError as error:  # the weights, or what fp16 makes of them, are not finite
-            raise self._stop("validation", str(error)) from error
+            self._heed([Finding("validation", str(error), "roll_back", sound_until=self.at.step - 1)])
+            raise AssertionError("a rollback or the end") from error
         self.console.validation(scores["val"], scores.get("val_ema"), epoch=self.at.epoch, step=self.at.step)
         assert self.phase is not None
-        values, collapses = self.routing.evaluate(routed, self.at.step)
+        values, collapses = self.routing.evaluate(raw.routed, self.at.step)
         values |= score_values(scores)
         self.trackers.log(values, step=self.at.step, epoch=self.at.epoch - 1, phase=self.phase.name)
-        for collapse in collapses:
-            self._event("router_collapse", collapse.message, details=collapse.details)
+        proposal: Proposal = "calm_routers" if self.experiment.stability.collapse else "note"
+        findings = [Finding("router_collapse", c.message, proposal, details=c.details) for c in collapses]
+        monitor = self.experiment.checkpoints.monitor
+        findings += self.watch.after_validation(self.at.step, [image[monitor] for image in raw.images])
+        self._heed(findings)
         return scores
 
     def _follow(self, scores: Scores | None) -> None:
@@ -356,69 +416,47 @@ class Trainer:
             self._save(scores or {}, improved)
 
     def _save(self, scores: Scores, improved: bool) -> None:
-        """Saves where the run is; what holds NaN never becomes a checkpoint."""
-        tensors, position = self.state.tensors(), replace(self.at)
-        if self.accelerator.is_main_process:
-            try:
-                self._report(self.saver.wait())
-                self.saver.save(position, tensors, self.state.tables(position), scores, improved)
-            except CheckpointError as error:
-                self.failure = error
-        self._fail_together()
+        self._watch_steps()  # what was not looked at yet would be forgotten
+        self._save_or_heed(lambda: self.saver.save(replace(self.at), self.state, scores, improved))
 
-    def _look_after_checkpoint(self) -> None:
-        """Reports a checkpoint that is written by now; the error of one that could not be is kept for all ranks."""
+    def _save_or_heed(self, save: Callable[[], Result]) -> Result:
+        """What holds NaN never becomes a checkpoint: the run goes back to the last that is one. Collective."""
         try:
-            self._report(self.saver.finished())
+            return save()
+        except NotFinite as error:
+            self._heed([Finding("checkpoint", str(error), "roll_back", sound_until=self.at.step - 1)])
+            raise AssertionError("a rollback or the end") from error
         except CheckpointError as error:
-            self.failure = error
+            raise self._stop("checkpoint", str(error)) from error
 
-    def _await_checkpoint(self) -> Path | None:
-        """The path of the last checkpoint, once it is safe, on all ranks. Collective."""
-        saved = None
-        try:
-            saved = self.saver.wait()
-            self._report(saved)
-        except CheckpointError as error:
-            self.failure = error
-        self._fail_together()
-        return None if saved is None else saved.path
-
-    def _report(self, saved: Saved | None) -> None:
-        if saved is None:
-            return
+    def _saved(self, saved: Saved) -> None:
+        """Tells of a checkpoint that is safe."""
         at = saved.position
         self.console.checkpoint(saved.path, seconds=saved.seconds, note=saved.note)
         values = {"checkpoint/seconds": saved.seconds, "checkpoint/blocked_seconds": saved.blocked}
-        assert self.phase is not None
-        self.trackers.log(values, step=at.step, epoch=at.epoch - (at.batch == 0), phase=self.phase.name)
-
-    def _fail_together(self) -> None:
-        """Ends the run on all ranks where a checkpoint failed on the main one. Collective."""
-        try:
-            fail_together(self.failure)
-        except CheckpointError as error:
-            raise self._stop("checkpoint", str(error)) from error
+        phase = phase_of(max(0, at.epoch - (at.batch == 0)), self.phases)
+        self.trackers.log(values, step=at.step, epoch=at.epoch - (at.batch == 0), phase=phase.name)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         path = checkpoint.path
         self.at = self.state.restore(checkpoint.state, checkpoint, path)
-        if (written := checkpoint.state["ranks"]) != self.accelerator.num_processes:
-            self._adapt_to_ranks(written)
+        written, ranks = checkpoint.state["ranks"], self.accelerator.num_processes
+        if written != ranks:
+            accumulate = phase_of(min(self.at.epoch, self.experiment.epochs - 1), self.phases).accumulate
+            self.at.batch = batch_on_other_ranks(self.at.batch, accumulate, written, ranks)
+            self.console.warning(
+                f"the checkpoint was written by {written} process(es) and {ranks} go on: effective batch, random "
+                "numbers and which samples share a batch are others, so the run is not the one it would have been"
+            )
         if path not in list_checkpoints(self.folder.path):
             self.saver.best = {}  # of another folder: there is nothing here yet to be better than
         best = f"epoch_{self.saver.best['epoch']:04d}" if self.saver.best else None
+        noted = once(self.accelerator, self.folder.noted_recovery)
+        if noted is not None and noted["acts"] > self.recovery.acts and path in list_checkpoints(self.folder.path):
+            self.recovery.load_state_dict(noted)
+            self.at.attempt = max(self.at.attempt, self.recovery.rollbacks)
+        self._adjust()
         once(self.accelerator, lambda: self.folder.go_on_from(path, best))
-
-    def _adapt_to_ranks(self, before: int) -> None:
-        """Goes on at the same sample of an epoch that `before` processes began, at the last whole step before it."""
-        ranks = self.accelerator.num_processes
-        accumulate = phase_of(min(self.at.epoch, self.experiment.epochs - 1), self.phases).accumulate
-        self.at.batch = self.at.batch * before // ranks // accumulate * accumulate
-        self.console.warning(
-            f"the checkpoint was written by {before} process(es) and {ranks} go on: effective batch, random numbers "
-            "and which samples share a batch are others, so the run is not the one it would have been"
-        )
 
     # ---- the end
 
@@ -432,15 +470,7 @@ class Trainer:
                 evaluate(run, batch_size=data.batch_size, workers=data.workers, device=self.accelerator.device)
             except DataError as error:  # training is done and safe
                 self._event("evaluation", f"the test data could not be scored: {error}")
-        rows: list[tuple[str, object]] = [("run folder", run)]
-        if self.saver.best:
-            monitor, best = self.experiment.checkpoints.monitor, self.saver.best
-            score = f"{best['score']:.4f} at epoch {best['epoch']}, {best['weights']} weights"
-            rows.append((f"best {monitor}", score))
-            rows.append(("best checkpoint", run / "checkpoints" / f"epoch_{best['epoch']:04d}"))
-        rows.append(("inspect it", f"camox inspect {run}"))
-        rows.append(("predict with it", f"camox predict {run} IMAGES --out DIR"))
-        self.console.summary("done", rows)
+        say_done(self.console, run, self.experiment.checkpoints.monitor, self.saver.best)
 
     def _close(self, error: BaseException | None) -> None:
         code, reason = outcome(error)
@@ -477,7 +507,8 @@ class Trainer:
             self.console.warning(message)
 
     def _sampler(self, phase: ResolvedPhase) -> EpochBatches:
-        return phase_sampler(phase, len(self.train_source), self.experiment.experiment.seed, self.accelerator)
+        seed, left_out = self.experiment.experiment.seed, self.recovery.left_out
+        return phase_sampler(phase, len(self.train_source), seed, self.accelerator, left_out)
 
     def _steps_in(self, phase: ResolvedPhase) -> int:
         """Optimizer steps in one epoch of a phase."""

@@ -1,6 +1,6 @@
 """Held-out scores during training: every rank its own images, none twice, one summary for all."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,19 @@ from camox.measures.routing import RoutedImages
 from camox.models.camoxpert import CamoXpert, CamoXpertOutput
 from camox.training.processes import fail_together
 from camox.training.routing import routed_images
+
+
+class Validated(NamedTuple):
+    """What a validation tells."""
+
+    summary: dict[str, Any]
+    """The evaluator's, with the mean loss per image under "loss"."""
+
+    routed: dict[int, RoutedImages]
+    """Stride → what that scale's router decided for every image; empty where it was not asked for."""
+
+    images: list[dict[str, float]]
+    """The measures of every image that takes part in the means, always in the same order."""
 
 
 class Validator:
@@ -41,9 +54,8 @@ class Validator:
         shard = range(accelerator.process_index, len(dataset), accelerator.num_processes)
         self._loader = eval_loader(dataset, shard, batch_size, workers, accelerator.device.type == "cuda")
 
-    def score(self, network: CamoXpert, routing: bool = True) -> tuple[dict[str, Any], dict[int, RoutedImages]]:
-        """The evaluator's summary with the mean loss per image under "loss", and, if `routing` is asked for, stride →
-        what that scale's router decided for every image; the same on every rank."""
+    def score(self, network: CamoXpert, routing: bool = True) -> "Validated":
+        """Scores, and, if `routing` is asked for, what routers decided; the same on every rank."""
         evaluator = Evaluator("camox", self.measures)
         losses: list[tuple[int, float, int]] = []
         routed: list[dict[int, RoutedImages]] = []
@@ -83,7 +95,9 @@ class Validator:
         summary = {**whole.summary(), "loss": sum(loss * count for _, loss, count in weighted) / images}
         batches = [of_batch for *_, of_rank in everything for of_batch in of_rank]
         strides = network.scales if routing else ()
-        return summary, {stride: RoutedImages.joined([of_batch[stride] for of_batch in batches]) for stride in strides}
+        routed_by = {stride: RoutedImages.joined([of_batch[stride] for of_batch in batches]) for stride in strides}
+        counted = [record.result.scalars for record in whole.results if record.result.counts]
+        return Validated(summary, routed_by, counted)
 
     def _loss(self, output: CamoXpertOutput, batch: EvalBatch) -> tuple[int, float, int]:
         size = batch.images.shape[-1]

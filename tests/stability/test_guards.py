@@ -1,48 +1,162 @@
-"""The guard of skipped steps fires when it must and is silent on what is routine."""
+"""Each guard fires when it must, says what it saw, and is silent on what is routine."""
 
+from typing import Any
+
+import numpy as np
 import pytest
-import torch
 
-from camox.stability.guards import SkippedSteps
+from camox.stability.guards import Finding, LossScale, NonFiniteSteps, Scores, Spikes, StepReport
 
-TAKEN, SKIPPED = torch.tensor(True), torch.tensor(False)
-
-
-def guard_after(*steps: bool, most: int = 3) -> SkippedSteps:
-    guard = SkippedSteps(most, 1.0, torch.device("cpu"))
-    for taken in steps:
-        guard.update(torch.tensor(taken))
-    return guard
+SOUND: dict[str, Any] = {"taken": True, "loss": 1.0, "norm": 1.0, "finite": True, "spike": False, "only_routers": False}
 
 
-def test_it_counts_the_longest_run_and_the_total():
-    guard = guard_after(False, True, False, False, True, False)
-    assert guard.read() == (2, 4)
+def report(step: int, **changes: Any) -> StepReport:
+    return StepReport(step, **{**SOUND, "terms": (), **changes})
 
 
-def test_a_run_goes_on_over_a_read():
-    guard = guard_after(True, False, False)
-    assert guard.read() == (2, 2)
-    guard.update(SKIPPED)
-    assert guard.read() == (3, 3)
-    guard.update(TAKEN)
-    assert guard.read() == (0, 3)
+def skipped(step: int, **changes: Any) -> StepReport:
+    return report(step, **{"taken": False, "finite": False, "norm": float("inf"), **changes})
 
 
-@pytest.mark.parametrize(("in_a_row", "scale", "fires"), [
-    (3, None, False), (4, None, True), (0, 1.0, False), (0, 0.5, True), (1, 65536.0, False),
+def told(guard: Any, reports: list[StepReport], scale: float | None = None) -> list[Finding]:
+    return [finding for one in reports if (finding := guard.after_step(one, scale)) is not None]
+
+
+@pytest.mark.parametrize("guard", [NonFiniteSteps(3), LossScale(0.02, 1.0), Spikes()])
+def test_sound_steps_are_no_finding(guard):
+    assert told(guard, [report(step) for step in range(1, 300)], scale=1024.0) == []
+
+
+def test_too_many_steps_in_a_row_that_are_not_finite_ask_for_a_rollback():
+    guard = NonFiniteSteps(most=3)
+    findings = told(guard, [report(1), *(skipped(step, terms=("dice",)) for step in range(2, 6))])
+    assert [finding.proposal for finding in findings] == ["note", "note", "roll_back"]  # told at 1 and 2 in a row
+    last = findings[-1]
+    assert "4 steps in a row" in last.message
+    assert "dice of the loss was not finite" in last.message
+    assert last.sound_until == 1
+    assert guard.total == 4
+
+
+def test_a_sound_step_between_them_starts_the_count_anew():
+    steps = [skipped(1), skipped(2), skipped(3), report(4), skipped(5), skipped(6), skipped(7)]
+    assert {finding.proposal for finding in told(NonFiniteSteps(most=3), steps)} == {"note"}
+
+
+@pytest.mark.parametrize(("scale", "terms", "severity"), [
+    (1024.0, (), "info"), (None, (), "warning"), (1024.0, ("dice",), "warning"),
 ])  # fmt: skip
-def test_the_verdict(in_a_row, scale, fires):
-    verdict = guard_after(most=3).verdict(in_a_row, scale)
-    assert (verdict is not None) == fires
+def test_one_overflow_under_fp16_is_routine_and_nothing_else_is(scale, terms, severity):
+    (finding,) = told(NonFiniteSteps(20), [skipped(7, terms=terms)], scale)
+    assert finding.severity == severity
+
+
+def test_gradients_that_are_not_finite_in_the_routers_alone_calm_these():
+    steps = [skipped(step, only_routers=True) for step in range(1, 4)]
+    assert told(NonFiniteSteps(20), steps)[-1].proposal == "calm_routers"
+    mixed = [skipped(1, only_routers=True), skipped(2), skipped(3, only_routers=True)]
+    assert all(finding.proposal == "note" for finding in told(NonFiniteSteps(20), mixed))
+
+
+@pytest.mark.parametrize(("every", "fires"), [(100, False), (60, False), (40, True), (5, True)])
+def test_one_bad_batch_in_every_few_steps_is_seen_before_the_scale_is_gone(every, fires):
+    steps = [skipped(step) if step % every == 0 else report(step) for step in range(1, 400)]
+    findings = told(LossScale(0.02, 1.0), steps, scale=1024.0)
+    assert bool(findings) == fires
     if fires:
-        assert "optimizer.lr" in verdict
+        assert findings[0].proposal == "roll_back"
 
 
-def test_its_state_goes_on_after_a_resume():
-    guard = guard_after(False, True, False, False)
-    twin = guard_after()
+def test_the_first_hundred_steps_may_look_for_the_scale():
+    assert (
+        told(LossScale(0.02, 1.0), [skipped(step) if step < 20 else report(step) for step in range(1, 100)], 64) == []
+    )
+
+
+@pytest.mark.parametrize(("scale", "fires"), [(1.0, False), (0.5, True), (None, False)])
+def test_a_scale_below_the_least_asks_for_a_rollback(scale, fires):
+    assert bool(told(LossScale(0.02, 1.0), [report(1)], scale)) == fires
+
+
+def test_spikes_that_stay_ask_for_a_rollback_to_before_them():
+    findings = told(Spikes(most=5), [report(step) for step in range(1, 30)] + [
+        report(step, taken=False, spike=True, loss=9.0) for step in range(30, 35)
+    ])  # fmt: skip
+    assert [finding.proposal for finding in findings] == ["note", "roll_back"]
+    assert findings[-1].sound_until < 28  # the first far steps were taken
+
+
+IMAGES = np.random.default_rng(0).uniform(0.3, 0.9, 200)
+
+
+def validations(*means: float, spread: float = 0.05, monitor: str = "iou", **switches: bool) -> list[Finding | None]:
+    """What is found when the same images score those means, each image moving a little by itself."""
+    generator = np.random.default_rng(1)
+    guard = Scores(monitor, **({"decline": True, "explosion": True} | switches))
+    return [
+        guard.after_validation(100 * number, list(IMAGES - IMAGES.mean() + mean + generator.normal(0, spread, 200)))
+        for number, mean in enumerate(means, start=1)
+    ]
+
+
+def test_three_falls_in_a_row_lower_the_rate():
+    *before, last = validations(0.6, 0.7, 0.69, 0.67, 0.65)
+    assert before == [None] * 4
+    assert last is not None
+    assert last.proposal == "lower_rate"
+    assert last.sound_until == 200
+
+
+@pytest.mark.parametrize("means", [
+    (0.6, 0.7, 0.69, 0.67, 0.68), (0.6, 0.7, 0.698, 0.696, 0.694), (0.3, 0.4, 0.5, 0.6, 0.61),
+])  # fmt: skip
+def test_fewer_or_smaller_falls_are_no_decline(means):
+    assert validations(*means) == [None] * 5
+
+
+def test_falls_within_chance_are_no_decline():
+    assert validations(0.6, 0.7, 0.69, 0.68, 0.67, spread=0.3) == [None] * 5
+
+
+def test_a_decline_that_goes_on_at_the_lower_rate_asks_for_a_rollback():
+    findings = [finding for finding in validations(0.7, 0.69, 0.67, 0.65, 0.63, 0.61, 0.59) if finding]
+    assert [finding.proposal for finding in findings] == ["lower_rate", "roll_back"]
+
+
+def test_the_second_validation_alone_may_fall_too_far():
+    assert [finding.proposal for finding in validations(0.5, 0.4) if finding] == ["lower_rate"]
+    assert validations(0.5, 0.46) == [None, None]
+
+
+def test_less_than_half_of_the_best_is_an_explosion():
+    *_, last = validations(0.6, 0.7, 0.3)
+    assert last is not None
+    assert (last.proposal, last.kind, last.sound_until) == ("roll_back", "explosion", 200)
+
+
+def test_of_the_mean_absolute_error_less_is_better():
+    assert validations(0.3, 0.2, 0.15, monitor="mae") == [None] * 3
+    assert [f.kind for f in validations(0.1, 0.12, 0.4, monitor="mae", decline=False) if f] == ["explosion"]
+    assert [f.kind for f in validations(0.2, 0.21, 0.23, 0.26, monitor="mae", explosion=False) if f] == ["decline"]
+
+
+def test_switched_off_they_say_nothing():
+    assert validations(0.7, 0.6, 0.5, 0.1, decline=False, explosion=False) == [None] * 4
+
+
+@pytest.mark.parametrize("guard", [NonFiniteSteps(3), LossScale(0.02, 1.0), Spikes()])
+def test_a_state_goes_on_after_a_resume(guard):
+    steps = [skipped(1), report(2), skipped(3, spike=True), skipped(4, spike=True)]
+    told(guard, steps, scale=1024.0)
+    twin = type(guard)(*{NonFiniteSteps: (3,), LossScale: (0.02, 1.0), Spikes: ()}[type(guard)])
     twin.load_state_dict(guard.state_dict())
-    for one in (guard, twin):
-        one.update(SKIPPED)
-    assert guard.read() == twin.read() == (3, 4)
+    later = [skipped(step, spike=True) for step in range(5, 9)]
+    assert told(guard, later, 0.5) == told(twin, later, 0.5) != []
+
+
+def test_the_scores_go_on_after_a_resume():
+    guard, twin = (Scores("iou", decline=True, explosion=True) for _ in range(2))
+    for step, mean in enumerate((0.7, 0.69, 0.67)):
+        guard.after_validation(step, list(IMAGES + mean))
+    twin.load_state_dict(guard.state_dict())
+    assert guard.after_validation(4, list(IMAGES + 0.6)) == twin.after_validation(4, list(IMAGES + 0.6)) is not None

@@ -12,7 +12,8 @@ from camox.data.loading import TrainBatch
 from camox.losses.composite import SegmentationObjective
 from camox.models.balance import RoutingObjective
 from camox.models.camoxpert import CamoXpert
-from camox.stability.guards import SkippedSteps
+from camox.stability.guards import StepReport
+from camox.stability.spikes import SpikeDetector
 from camox.training.ema import WeightAverage
 from camox.training.optimization import build_optimizer
 from camox.training.phases import TrainingShell
@@ -35,21 +36,25 @@ class Bench:
         self.optimizer = self.accelerator.prepare(optimizer)
         self.shell = self.accelerator.prepare(TrainingShell(self.network))
         self.average = WeightAverage(self.network, 0.99, warmup=True)
-        self.skipped = SkippedSteps(20, 1, self.accelerator.device)
+        self.steps = 0
         self.step = TrainingStep(
             self.accelerator,
             self.network,
             self.optimizer,
             SegmentationObjective({"structure": 1.0, "boundary": 0.5, "deep": 0.5, "uncertainty": 0.1}),
             self.average,
-            self.skipped,
+            True,
+            SpikeDetector(8.0, 3, self.accelerator.device),
             RoutingObjective("band", z_loss=1e-4),
             clip=0.5,
             router_clip=0.1,
         )
 
-    def take(self, *batches: TrainBatch) -> None:
+    def take(self, *batches: TrainBatch) -> StepReport:
         self.step(self.shell, batches, CONTROLS)
+        self.steps += 1
+        (report,) = self.step.reports(self.steps)
+        return report
 
     def tensors(self) -> dict[str, torch.Tensor]:
         state = {f"model/{k}": v for k, v in self.network.state_dict().items()}
@@ -92,17 +97,18 @@ def test_a_step_with_infinite_gradients_changes_nothing_and_training_goes_on(ben
     bench.take(batch(0))
     before = bench.tensors()
     scale = None if bench.accelerator.scaler is None else bench.accelerator.scaler.get_scale()
-    bench.take(poisoned(1))
+    report = bench.take(poisoned(1))
     after = bench.tensors()
     assert before.keys() == after.keys()
     for name, value in before.items():
         assert torch.equal(value, after[name]), name
     if scale is not None:
         assert bench.accelerator.scaler.get_scale() == scale / 2
-    assert bench.skipped.read() == (1, 1)
+    assert (report.step, report.taken, report.finite, report.spike) == (2, False, False, False)
+    assert "loss" in report.terms
 
-    bench.take(batch(2))
-    assert bench.skipped.read() == (0, 1)
+    report = bench.take(batch(2))
+    assert (report.step, report.taken, report.terms) == (3, True, ())
     moved = bench.tensors()
     assert not torch.equal(before["model/heads.0.weight"], moved["model/heads.0.weight"])
     assert all(value.isfinite().all() for value in moved.values() if value.is_floating_point())

@@ -20,11 +20,11 @@ from benchmarking.rivals import BACKBONES, backbone_step
 from benchmarking.settings import PRECISIONS, Settings
 from benchmarking.timing import UNIT, Sample, Work, figures, interleaved, matrix_product, ratio, wall_ratio
 from camox.data.loading import TrainBatch
-from camox.experiment.schema import Balance, Ema, Loss, Optimizer, Precision, Stability
+from camox.experiment.schema import Balance, Ema, Loss, Optimizer, Stability
 from camox.losses.composite import SegmentationObjective
 from camox.models.balance import RoutingObjective
 from camox.models.camoxpert import CamoXpert
-from camox.stability.guards import SkippedSteps
+from camox.stability.spikes import SpikeDetector
 from camox.training.ema import WeightAverage
 from camox.training.optimization import build_optimizer
 from camox.training.phases import TrainingShell
@@ -84,7 +84,7 @@ def prepare(name: str, settings: Settings) -> Variant:
     """A variant of the network with an optimizer and a batch of noise of its own."""
     network = build_network(name, settings)
     accelerator = Accelerator(cpu=not settings.on_gpu, mixed_precision=PRECISIONS[settings.precision])
-    optimizer_settings, stability, precision, balance = Optimizer(), Stability(), Precision(), Balance()
+    optimizer_settings, stability, balance = Optimizer(), Stability(), Balance()
     optimizer = build_optimizer(network, {}, optimizer_settings.weight_decay, optimizer_settings.betas, fused=True)
     training_step = TrainingStep(
         accelerator,
@@ -92,7 +92,8 @@ def prepare(name: str, settings: Settings) -> Variant:
         accelerator.prepare(optimizer),
         SegmentationObjective(Loss().plain()),
         average=WeightAverage(network, Ema().decay, Ema().warmup),
-        skipped=SkippedSteps(stability.max_skipped_steps, precision.min_scale, settings.torch_device),
+        skip_nonfinite=True,
+        spikes=SpikeDetector(stability.spike_threshold, stability.spike_patience, settings.torch_device),
         routing_objective=RoutingObjective(balance.kind, balance.z_loss),
         clip=optimizer_settings.clip,
         router_clip=optimizer_settings.router_clip,

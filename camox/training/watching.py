@@ -1,0 +1,61 @@
+"""All guards of a run together, and which samples the steps that went wrong had."""
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from camox.experiment import Experiment
+from camox.stability.guards import Finding, LossScale, NonFiniteSteps, Scores, Spikes, StepReport
+
+
+class Watch:
+    """Hands what is known to the guards that are switched on."""
+
+    def __init__(self, experiment: Experiment):
+        stability = experiment.stability
+        self.nonfinite = NonFiniteSteps(stability.max_skipped_steps)
+        self._of_steps: dict[str, NonFiniteSteps | LossScale | Spikes] = {}
+        if stability.nonfinite:
+            self._of_steps["nonfinite"] = self.nonfinite
+        if stability.loss_scale:
+            self._of_steps["loss_scale"] = LossScale(stability.max_skip_rate, experiment.precision.min_scale)
+        if stability.spike:
+            self._of_steps["spikes"] = Spikes()
+        self._scores = Scores(experiment.checkpoints.monitor, stability.decline, stability.explosion)
+        self._samples: deque[tuple[int, list[int]]] = deque(maxlen=1000)
+        self._suspects: set[int] = set()
+
+    def began(self, step: int, samples: list[int]) -> None:
+        """Notes the indices of this rank's samples of attempted step `step`."""
+        self._samples.append((step, samples))
+
+    def after_steps(self, reports: Sequence[StepReport], scale: float | None) -> list[Finding]:
+        """What the guards find in the reports of steps, each of which they get once and in order."""
+        findings = []
+        of_step = dict(self._samples)
+        for report in reports:
+            if not report.finite:
+                self._suspects.update(of_step.get(report.step, ()))
+            found = [guard.after_step(report, scale) for guard in self._of_steps.values()]
+            findings += [finding for finding in found if finding is not None]
+        return findings
+
+    def after_validation(self, step: int, images: Sequence[float]) -> list[Finding]:
+        """What the monitored measure of every image says, of the raw weights."""
+        finding = self._scores.after_validation(step, images)
+        return [] if finding is None else [finding]
+
+    def suspects(self) -> list[int]:
+        """This rank's samples of steps that were not finite, since the last call."""
+        found, self._suspects = sorted(self._suspects), set()
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        guards = {name: guard.state_dict() for name, guard in self._of_steps.items()}
+        return {**guards, "scores": self._scores.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, guard in self._of_steps.items():
+            if name in state:
+                guard.load_state_dict(state[name])
+        self._scores.load_state_dict(state["scores"])

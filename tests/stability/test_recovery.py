@@ -1,0 +1,88 @@
+"""Findings lead to acts on a ladder, within a budget."""
+
+from typing import Any
+
+from camox.stability.guards import Finding
+from camox.stability.recovery import Adjustments, Recovery
+
+
+def recovery(**changes: Any) -> Recovery:
+    ladder = ("lower_rate", "longer_warmup", "no_deep_supervision")
+    return Recovery(**({"max_rollbacks": 4, "rate_factor": 0.7, "warmup_steps": 50, "ladder": ladder} | changes))
+
+
+def finding(proposal: Any, kind: str = "spike") -> Finding:
+    return Finding(kind, "something is wrong", proposal)
+
+
+def test_a_note_changes_nothing():
+    one = recovery()
+    assert one.decide(finding("note"), 5).kind == "note"
+    assert one.adjustments == Adjustments()
+
+
+def test_a_decline_lowers_the_rate_by_a_fifth():
+    one = recovery()
+    assert one.decide(finding("lower_rate"), 5).kind == "adjust"
+    assert one.adjustments.rate_at(6) == 0.8
+
+
+def test_a_rollback_lowers_the_rate_and_lets_it_rise_anew():
+    one = recovery()
+    assert one.decide(finding("roll_back"), 100).kind == "roll_back"
+    one.roll_back(100, suspects=[], samples=50)
+    rates = [one.adjustments.rate_at(step) for step in (101, 125, 150, 1000)]
+    assert rates == [0.7 / 50, 0.35, 0.7, 0.7]
+
+
+def test_the_rungs_follow_each_other_and_the_last_one_repeats():
+    one = recovery()
+    seen = []
+    for number in range(4):
+        one.roll_back(100 * number, [], 50)
+        seen.append((one.adjustments.warmup_steps, one.adjustments.deep_supervision))
+    assert seen == [(50, True), (200, True), (50, False), (50, False)]
+
+
+def test_a_spent_budget_stops_the_run():
+    one = recovery(max_rollbacks=1)
+    one.roll_back(1, [], 50)
+    act = one.decide(finding("roll_back"), 2)
+    assert act.kind == "stop"
+    assert "stability.policy" in act.message
+
+
+def test_few_suspects_are_left_out_and_many_are_not_at_fault():
+    one = recovery()
+    one.roll_back(1, [3, 4], samples=50)
+    assert one.left_out == {3, 4}
+    one.roll_back(2, range(20), samples=50)
+    assert one.left_out == {3, 4}
+
+
+def test_a_collapsed_router_is_helped_step_by_step():
+    one, collapse = recovery(), finding("calm_routers", "router_collapse")
+    one.decide(collapse, 10)
+    assert one.adjustments == Adjustments(bias_rate=4.0)
+    one.decide(collapse, 20)
+    assert [one.adjustments.noise_at(step) for step in (20, 270, 520, 900)] == [1.0, 0.5, 0.0, 0.0]
+    one.decide(collapse, 30)
+    assert one.adjustments.balance_coefficient == 10
+    assert one.decide(collapse, 40).kind == "note"  # the ladder has no more rungs
+
+
+def test_routers_whose_gradients_are_not_finite_are_calmed_step_by_step():
+    one, gradients = recovery(), finding("calm_routers", "router_gradients")
+    for _ in range(4):
+        one.decide(gradients, 10)
+    expected = Adjustments(balance_coefficient=0.1, balance_warmup=2.0, router_clip=0.5, router_rate=0.1)
+    assert one.adjustments == expected
+
+
+def test_the_books_go_on_after_a_resume():
+    one, twin = recovery(), recovery()
+    one.decide(finding("calm_routers", "router_collapse"), 10)
+    one.roll_back(100, [7], 50)
+    twin.load_state_dict(one.state_dict())
+    assert twin.state_dict() == one.state_dict()
+    assert twin.adjustments == one.adjustments
