@@ -245,6 +245,19 @@ def require_same_code(folder: Path, digest: str) -> None:
         )
 
 
+def require_same_experiment(experiment: Experiment) -> None:
+    """Lets a run go on only as what it was started as.
+
+    Raises:
+        ExperimentError: its folder holds another one; nothing there is touched.
+    """
+    folder = experiment.run_folder
+    if _what_was_run(Experiment.load(folder / "experiment.toml")) != _what_was_run(experiment):
+        raise ExperimentError(
+            f"{folder}: holds a run of other settings: give another --output, or remove the folder to train it again"
+        )
+
+
 def require_unchanged_code(digest: str) -> None:
     """Raises ExperimentError where the code is no longer that of this digest."""
     if code_digest() != digest:
@@ -297,6 +310,8 @@ def train(file: Path, overrides: Sequence[str], experiment: Experiment) -> None:
     """
     folder = experiment.run_folder
     interrupted = _holds_checkpoint(folder)
+    if interrupted:
+        require_same_experiment(experiment)
     command = training_command(file, overrides, experiment.experiment.output)
     code_noted = {CODE_DIGEST: code_digest()}
     write_json(folder / RESOURCES_FILE, code_noted)  # now: a run that is cut off must say it too
@@ -372,6 +387,8 @@ def show(options: argparse.Namespace, console: Console) -> None:
         study = json.loads(options.results.read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise DataError(f"{options.results}: cannot be read as results: {error}") from error
+    if not isinstance(study, dict) or "runs" not in study:
+        raise DataError(f"{options.results}: holds no study; give a file that this command wrote with --json")
     tables = markdown_tables(study)
     if options.markdown is None:
         console.notice(tables)

@@ -65,14 +65,21 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="file for the results")
     parser.add_argument("--from", dest="results", type=Path, metavar="FILE", help="show these results, measure nothing")
     parser.add_argument("--markdown", type=Path, metavar="PAGE", help="with --from: the page whose tables to replace")
-    parser.add_argument("--backbone", default=default.backbone)
-    parser.add_argument("--image-size", type=int, default=default.image_size)
-    parser.add_argument("--batch", type=int, default=default.batch)
-    parser.add_argument("--width", type=int, default=default.width)
+    parser.add_argument("--backbone", default=default.backbone, help="name of a timm model (default: %(default)s)")
+    sizes = {
+        "image-size": "side of the square images in pixels",
+        "batch": "images in a step",
+        "width": "channels behind the backbone",
+        "rounds": "times that each work is timed",
+    }
+    for name, text in sizes.items():
+        standard = getattr(default, name.replace("-", "_"))
+        parser.add_argument(f"--{name}", type=_count, default=standard, help=f"{text} (default: {standard})")
     parser.add_argument("--precision", choices=PRECISIONS, default=default.precision)
-    parser.add_argument("--rounds", type=int, default=default.rounds, help="times that each work is timed")
-    parser.add_argument("--threads", type=int, help="of torch; by default as many as torch takes")
+    parser.add_argument("--threads", type=_count, help="of torch; by default as many as torch takes")
     options = parser.parse_args(arguments)
+    if options.markdown is not None and options.results is None:
+        parser.error("--markdown needs --from FILE: measure with --json FILE first")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no CUDA device; leave the option out to measure on the CPU")
     if options.device == "cpu" and options.precision == "fp16":
@@ -80,10 +87,21 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return number
+
+
 def _show(suite: str, results: Path, page: Path | None) -> int:
     """The tables of a results file, on the screen or in a page."""
     try:
         document = json.loads(results.read_text(encoding="utf-8"))
+        measured = _suite_of(document)
+        if measured != suite:
+            sys.stderr.write(f"error: {results}: holds results of {measured}, not of {suite}: name that suite\n")
+            return 2
         if page is None:
             show(document, Console())
         else:
@@ -95,6 +113,12 @@ def _show(suite: str, results: Path, page: Path | None) -> int:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
     return 0
+
+
+def _suite_of(document: dict[str, Any]) -> str:
+    """The suite whose results these are, from the command that made them."""
+    words = document["command"].split()
+    return next((word for word in words if word in SUITES), "no suite")
 
 
 def _document(settings: Settings, report: Report, arguments: list[str] | None) -> dict[str, Any]:

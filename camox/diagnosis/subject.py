@@ -96,6 +96,7 @@ class Subject:
         self.accelerator.free_memory()  # drops the last trial's
         network, frozen = self.copy(), self.frozen_stages if stages is None else stages
         step = build_training_step(self.experiment, self.accelerator, network)
+        step.spikes = None  # where a loss diverges is what a trial wants to see
         return Trial(network, step, wrap_for_training(network, self.accelerator, frozen))
 
 

@@ -183,6 +183,14 @@ def batch_on_other_ranks(batch: int, accumulate: int, before: int, now: int) -> 
     return batch * before // now // accumulate * accumulate
 
 
+def other_ranks_notice(before: int, now: int) -> str:
+    """What a person should know where a run goes on with another number of ranks."""
+    return (
+        f"the checkpoint was written by {before} process(es) and {now} go on: effective batch, random numbers and "
+        "which samples share a batch are others, so the run is not the one it would have been"
+    )
+
+
 def open_to_resume(path: Path) -> Checkpoint:
     """Verifies and opens a checkpoint to go on from.
 

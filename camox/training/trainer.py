@@ -42,9 +42,11 @@ from camox.training.run_state import (
     Position,
     Remembered,
     RunState,
+    Stateful,
     batch_on_other_ranks,
     better_weights,
     open_to_resume,
+    other_ranks_notice,
 )
 from camox.training.sampler import EpochBatches
 from camox.training.saving import Saved, Saver
@@ -119,37 +121,21 @@ class Trainer:
             open_sources([source.plain() for source in data.test], split="test")
 
         self.network = CamoXpert.from_experiment(experiment).to(accelerator.device)
-        self.network_config = self.network.config
         self.training_step = step = build_training_step(experiment, accelerator, self.network)
         self.optimizer, self.average = step.optimizer, step.average
         self.routing = RoutingWatch(self.network)
-        self.validator = Validator(
-            accelerator,
-            EvalSet(self.held_out, data.image_size),
-            step.objective,
-            experiment.validation.measures,
-            data.batch_size,
-            data.workers,
-        )
+        held_out, measures = EvalSet(self.held_out, data.image_size), experiment.validation.measures
+        self.validator = Validator(accelerator, held_out, step.objective, measures, data.batch_size, data.workers)
         fingerprint = experiment.fingerprint()
         self.saver = Saver(
-            self.folder.path, experiment.checkpoints, self.network_config, fingerprint, accelerator, self._saved
+            self.folder.path, experiment.checkpoints, self.network.config, fingerprint, accelerator, self._saved
         )
+        parts: dict[str, Stateful] = {"best": self.saver, "schedule": self.plateau, "routing": self.routing}
+        parts |= {"guards": self.watch, "recovery": self.recovery}
+        parts |= {} if step.spikes is None else {"spikes": step.spikes}
+        meters = {"batches": step.batch_meters, "steps": step.step_meters}
         self.state = RunState(
-            accelerator,
-            self.network,
-            self.optimizer.optimizer,
-            self.average,
-            parts={
-                "best": self.saver,
-                "schedule": self.plateau,
-                "guards": self.watch,
-                "routing": self.routing,
-                "recovery": self.recovery,
-                **({} if step.spikes is None else {"spikes": step.spikes}),
-            },
-            meters={"batches": step.batch_meters, "steps": step.step_meters},
-            image_size=data.image_size,
+            accelerator, self.network, self.optimizer.optimizer, self.average, parts, meters, data.image_size
         )
         self.agreement = Agreement(accelerator)
         # Weights began alike on all ranks; dropout and routing noise must not.
@@ -157,15 +143,12 @@ class Trainer:
 
     def _start_tracking(self) -> None:
         self.trackers = Trackers([])
-        announce(
-            self.console, self.experiment, self.accelerator, self.network, self.train_source, self.held_out, self.at
-        )
+        data = self.train_source, self.held_out
+        announce(self.console, self.experiment, self.accelerator, self.network, *data, self.at)
         if not self.accelerator.is_main_process:
             return
         self.events = EventLog(self.folder.path / "events.jsonl")
-        self.trackers = open_trackers(
-            self.experiment, self.at.step, warn=lambda text: self._event("tracking", text, severity="warning")
-        )
+        self.trackers = open_trackers(self.experiment, self.at.step, lambda text: self._event("tracking", text))
         kind = "resume" if self.at.step else "start"
         self._event(kind, f"{kind} at epoch {self.at.epoch}, step {self.at.step}", severity="info")
 
@@ -177,13 +160,12 @@ class Trainer:
         if self.at.epoch == epochs:
             self.console.notice(f"nothing left to train: all {epochs} epochs are done")
         with self.console.training(steps, epochs) as progress:
-            safe = False
-            while not safe:
+            while True:
                 try:
                     while self.at.epoch < epochs:
                         self._train_and_validate(progress)
                     self._save_or_heed(lambda: self.saver.settle(wait=True))
-                    safe = True
+                    return
                 except RollBack as trouble:
                     self._roll_back(trouble.finding)
 
@@ -444,10 +426,7 @@ class Trainer:
         if written != ranks:
             accumulate = phase_of(min(self.at.epoch, self.experiment.epochs - 1), self.phases).accumulate
             self.at.batch = batch_on_other_ranks(self.at.batch, accumulate, written, ranks)
-            self.console.warning(
-                f"the checkpoint was written by {written} process(es) and {ranks} go on: effective batch, random "
-                "numbers and which samples share a batch are others, so the run is not the one it would have been"
-            )
+            self.console.warning(other_ranks_notice(written, ranks))
         if path not in list_checkpoints(self.folder.path):
             self.saver.best = {}  # of another folder: there is nothing here yet to be better than
         best = f"epoch_{self.saver.best['epoch']:04d}" if self.saver.best else None

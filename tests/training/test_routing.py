@@ -227,7 +227,7 @@ def test_validation_gives_every_image_once_whatever_the_number_of_ranks(monkeypa
             )
             monkeypatch.setattr(validation, "gather_object", lambda objects: given.extend(objects) or given)
             objective = SegmentationObjective({"structure": 1.0})
-            result = Validator(accelerator, EvalSet(source, 32), objective, ("iou",), 3, 0).score(built)
+            result = Validator(accelerator, EvalSet(source, 32), objective, ("iou",), 3, 0).score(built)[:2]
         assert result is not None
         return result
 
@@ -245,9 +245,10 @@ def test_validation_without_routing_gives_the_same_scores():
     objective = SegmentationObjective({"structure": 1.0})
     validator = Validator(Accelerator(cpu=True), EvalSet(source, 32), objective, ("iou", "mae"), 3, 0)
     built = network()
-    summary, routed = validator.score(built)
+    summary, routed, images = validator.score(built)
+    assert np.mean([image["iou"] for image in images]) == pytest.approx(summary["iou"])
     assert list(routed) == [8, 32]
-    assert validator.score(built, routing=False) == (summary, {})
+    assert validator.score(built, routing=False) == (summary, {}, images)
 
 
 # Routers that do not learn: nothing moves them from their start, where they treat all images alike.
