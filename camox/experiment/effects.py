@@ -71,6 +71,10 @@ def _rules_of_mode(moe: "MixtureOfExperts") -> Iterator[_Rule]:
     }
     if len(moe.experts) < type(moe).model_fields["top_k"].default:
         del readers[("model.moe.top_k",)]  # it has to be set, or it exceeds the number of experts
+    noise = tuple(f"model.moe.router.{key}" for key in ("noise", "noise_fraction"))
+    yield _Rule(
+        moe.mode != "sparse", noise, f'with model.moe.mode = "{moe.mode}", only with "sparse"', "choose that mode"
+    )
     for keys, modes in readers.items():
         reason = f'with model.moe.mode = "{moe.mode}", only with {listed(modes)}'
         yield _Rule(moe.mode not in modes, keys, reason, "choose another mode")

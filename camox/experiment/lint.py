@@ -74,6 +74,7 @@ def warnings(experiment: "Experiment") -> tuple[str, ...]:
         *_warm_up_too_long(experiment.schedule, experiment.phases),
         *keys_without_effect(experiment),
         *_information_of_one_image(experiment),
+        *_balance_never_warm(experiment),
         *_rate_never_lowered(experiment.schedule, experiment.validation, experiment.epochs),
         *_random_backbone_never_trained(experiment.model, experiment.phases),
         *_average_too_slow(experiment),
@@ -260,6 +261,18 @@ def _warm_up_too_long(schedule: "Schedule", phases: Sequence["Phase"]) -> Iterat
         yield (
             f"schedule.warmup_epochs = {schedule.warmup_epochs} is no less than the run's {epochs} epochs: "
             "the learning rate never leaves its warm-up; shorten it"
+        )
+
+
+def _balance_never_warm(experiment: "Experiment") -> Iterator[str]:
+    moe, epochs = experiment.model.moe, experiment.epochs
+    balance = moe.balance
+    if not moe.scales or moe.mode not in ("sparse", "dense") or balance.kind == "none" or balance.coefficient == 0:
+        return
+    if balance.warmup_epochs >= epochs and "warmup_epochs" in balance.model_fields_set:
+        yield (
+            f"model.moe.balance.warmup_epochs = {balance.warmup_epochs} is no less than the run's {epochs} epochs: the "
+            "load-balance loss never reaches its weight; shorten it"
         )
 
 

@@ -1,6 +1,8 @@
 """The timm feature extractor behind the model: any backbone with features at strides 4, 8, 16 and 32."""
 
-from contextlib import suppress
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -141,7 +143,7 @@ def _create(name: str, pretrained: bool, weights: str | Path | None) -> Any:
     if not timm.is_model(name):
         close = get_close_matches(name, timm.list_models(), n=5)
         hint = f"did you mean one of {', '.join(close)}?" if close else "see timm.list_models()"
-        raise ExperimentError(f'unknown backbone "{name}": {hint}')
+        raise ExperimentError(f'model.backbone = "{name}" is not known: {hint}')
     if weights is not None:
         return _create_from_file(name, Path(weights))
     source = pretrained_source(name) if pretrained else None
@@ -206,13 +208,15 @@ def pretrained_source(name: str) -> PretrainedSource:
 
 
 def _create_from_file(name: str, weights: Path) -> Any:
+    if weights.is_dir():
+        raise ExperimentError(f"model.weights = {weights} is a folder: give the path of a .safetensors file in it")
     if weights.suffix != ".safetensors":
         raise ExperimentError(
-            f"backbone weights {weights} are not a .safetensors file: convert them first, "
+            f"model.weights = {weights} is not a .safetensors file: convert it first, "
             "camox does not load pickles into training"
         )
     if not weights.is_file():
-        raise ExperimentError(f"no backbone weights at {weights}: give the path of a .safetensors file")
+        raise ExperimentError(f"model.weights = {weights}: there is no such file; give the path of a .safetensors file")
     try:
         return _load_file(name, weights)
     except ExperimentError:
@@ -223,14 +227,27 @@ def _create_from_file(name: str, weights: Path) -> Any:
         raise ExperimentError(f"weights {weights} cannot be read: {error}") from error
 
 
+@contextmanager
+def _quiet_timm() -> Iterator[None]:
+    """timm lists every name that does not fit, thousands of characters before the message here says so."""
+    logger = logging.getLogger("timm")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def _load_file(name: str, weights: Path) -> Any:
     # One seed for both: what the file left as it was initialised, the file did not hold.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         # timm maps a classification checkpoint to the feature extractor's names and drops the classifier.
-        network = timm.create_model(
-            name, pretrained=True, features_only=True, pretrained_cfg_overlay={"file": str(weights)}
-        )
+        with _quiet_timm():
+            network = timm.create_model(
+                name, pretrained=True, features_only=True, pretrained_cfg_overlay={"file": str(weights)}
+            )
         torch.manual_seed(0)
         untrained = dict(timm.create_model(name, pretrained=False, features_only=True).named_parameters())
     # timm only logs missing names. Vectors are left out: norms start at one and may well have stayed there.

@@ -143,8 +143,8 @@ def test_every_key_of_the_mixture_has_an_example(write: Write, minimal: str):
     [
         (
             ["model.moe.mode=static", "model.moe.router.noise=0.5"],
-            'model.moe.router.noise has no effect with model.moe.mode = "static", only with "sparse", "dense": '
-            "remove it or choose another mode",
+            'model.moe.router.noise has no effect with model.moe.mode = "static", only with "sparse": '
+            "remove it or choose that mode",
         ),
         (
             ["model.moe.scales=[]", "model.moe.mode=dense"],
@@ -243,3 +243,13 @@ def test_any_term_for_the_final_logits_trains_the_prediction(write: Write, minim
 
 def test_every_term_of_the_loss_has_a_weight_in_the_file(write: Write, minimal: str):
     assert set(Experiment.load(write(minimal)).loss.plain()) == set(composite.TERMS)
+
+
+@pytest.mark.parametrize(("overrides", "remarks"), [
+    (["model.moe.balance.warmup_epochs=900"], 1),
+    (["model.moe.balance.warmup_epochs=1"], 0),
+    (["model.moe.balance.warmup_epochs=900", "model.moe.balance.coefficient=0"], 0),
+])  # fmt: skip
+def test_remark_on_a_balance_that_is_never_warm(write: Write, minimal: str, overrides: list[str], remarks: int):
+    warnings = Experiment.load(write(minimal), overrides).warnings
+    assert len(["never reaches its weight" in text for text in warnings]) == remarks
