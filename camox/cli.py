@@ -93,7 +93,7 @@ def train(
     """Train an experiment by `accelerate launch`.
 
     Options after `--` go to the launcher. Exit codes: 0 done; 2 configuration or data wrong; 3 stopped by a guard;
-    130 interrupted: go on from the last checkpoint with `--resume auto`.
+    4 stopped early by a signal or its time limit, after saving: go on with `--resume auto`.
     """
     from camox.experiment import Experiment
 

@@ -170,8 +170,12 @@ def test_check_trains_nothing(started, tmp_path):
         ('model.moe.experts=["edge", "smell"]', 'experts[1] must be one of "texture", "edge"', '"semantic"'),
         ("model.width=20", "width must be a multiple of 8, not 20", "take 24"),
         ("model.backbone=vit_tiny_patch16_224", "features at strides [16, 16, 16]", "choose a pyramid such as"),
-        ("model.backbone=resnet19", 'unknown backbone "resnet19"', "did you mean one of resnet1"),
-        ("model.weights=nowhere.safetensors", "no backbone weights at nowhere", "give the path of a .safetensors file"),
+        ("model.backbone=resnet19", 'model.backbone = "resnet19" is not known', "did you mean one of resnet1"),
+        (
+            "model.weights=nowhere.safetensors",
+            "model.weights = nowhere.safetensors: there is no such file",
+            "give the path of a .safetensors file",
+        ),
     ],
 )
 def test_check_refuses_a_network_that_cannot_be_with_one_message(

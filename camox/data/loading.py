@@ -21,12 +21,14 @@ class TrainBatch:
     """Images and masks of B training samples at one size S.
 
     `images` uint8 [B, 3, S, S] RGB, `masks` uint8 [B, 1, S, S] in {0, 1}, `indices` int64 [B] into the
-    source. `problems` has a message for every sample that could not be read; zeros stand in its place.
+    source. `problems` has a message for every sample that is not fit to train on; zeros stand in its place. `weights`
+    float32 [B] is 0 for these and 1 for all others.
     """
 
     images: Tensor
     masks: Tensor
     indices: Tensor
+    weights: Tensor
     problems: list[str]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "TrainBatch":
@@ -36,6 +38,7 @@ class TrainBatch:
             images=self.images.to(device, non_blocking=non_blocking),
             masks=self.masks.to(device, non_blocking=non_blocking),
             indices=self.indices.to(device, non_blocking=non_blocking),
+            weights=self.weights.to(device, non_blocking=non_blocking),
         )
 
     def pin_memory(self) -> "TrainBatch":
@@ -45,6 +48,7 @@ class TrainBatch:
             images=self.images.pin_memory(),
             masks=self.masks.pin_memory(),
             indices=self.indices.pin_memory(),
+            weights=self.weights.pin_memory(),
         )
 
 
@@ -113,6 +117,8 @@ class TrainSet(Dataset[_Item]):
     def _load(self, epoch: int, index: int) -> tuple[np.ndarray, np.ndarray]:
         sample = self.source[index]
         image, mask = resize_image(sample.image, self.image_size), resize_mask(sample.mask, self.image_size)
+        if image.min() == image.max():
+            raise DataError("every pixel of the image is the same: nothing can be seen in it; remove or replace it")
         if self.augmentation is None:
             return image, mask
         image, mask = augment(self.augmentation, image, mask, augmentation_seed(self.seed, epoch, index))
@@ -221,6 +227,7 @@ def _collate_train(items: Sequence[_Item]) -> TrainBatch:
         images=_stacked_images(items),
         masks=torch.from_numpy(np.stack([item.mask for item in items])[:, None]),
         indices=torch.tensor([item.index for item in items], dtype=torch.int64),
+        weights=torch.tensor([float(item.problem is None) for item in items]),
         problems=_problems(items),
     )
 

@@ -386,6 +386,13 @@ class Policy(Table):
 class Stability(Table):
     """What is watched, and what is done about it."""
 
+    bad_samples: bool = True
+    """Go on without samples that cannot be read, or whose image is all of one colour, each named in an event; without
+    it the first one ends the run."""
+
+    max_bad_samples: float = Field(default=0.01, ge=0, lt=1)
+    """Share of an epoch's samples that may be bad before the run stops."""
+
     nonfinite: bool = True
     """Skip steps whose loss or gradient is not finite, on all processes; without it they reach the weights."""
 

@@ -67,10 +67,20 @@ class SegmentationObjective:
         assert active, "an objective needs a term"
         self.weights = {name: weight / sum(active.values()) for name, weight in active.items()}
 
-    def __call__(self, output: SegmentationOutput, mask: Tensor) -> Objective:
-        """`mask` is `[B, 1, H, W]` in {0, 1} at the size of `output.logits`."""
+    def __call__(self, output: SegmentationOutput, mask: Tensor, weights: Tensor | None = None) -> Objective:
+        """The terms as means over the batch.
+
+        Args:
+            output: of the model.
+            mask: `[B, 1, H, W]` in {0, 1} at the size of `output.logits`.
+            weights: `[B]`, 0 for images that count for nothing and 1 for all others. The mean is over all B, so the
+                others weigh what they weigh without them.
+        """
         with torch.autocast(mask.device.type, enabled=False):
-            terms = {name: self._term(name, output, mask.float()).mean() for name in self.weights}
+            terms = {name: self._term(name, output, mask.float()) for name in self.weights}
+            if weights is not None:
+                terms = {name: torch.where(weights > 0, values, 0.0) for name, values in terms.items()}
+            terms = {name: values.mean() for name, values in terms.items()}
             total = torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()
         return Objective(total, terms)
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from camox.checkpoints.store import is_better
+from camox.errors import DataError
 
 Proposal = Literal["note", "lower_rate", "roll_back", "calm_routers"]
 
@@ -48,6 +49,34 @@ class Finding:
     details: Mapping[str, Any] = field(default_factory=dict)
     sound_until: int = 0
     """The last step at which nothing was wrong yet; a rollback goes no later."""
+
+
+class BadSamples:
+    """Samples that are not fit to train on: each is named once, and too many in one epoch end the run.
+
+    Args:
+        most: share of an epoch's samples that may be bad.
+    """
+
+    def __init__(self, most: float):
+        self.most = most
+        self._named: set[str] = set()
+
+    def after_epoch(self, problems: Sequence[str], samples: int) -> list[Finding]:
+        """What the messages of an epoch's bad samples, of all ranks, amount to; `samples` is the epoch's number.
+
+        Raises:
+            DataError: they are more than may be.
+        """
+        if len(problems) > self.most * samples:
+            more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
+            raise DataError(
+                f"{problems[0]}{more}: {len(problems)} of {samples} samples of an epoch are bad, more than "
+                f"stability.max_bad_samples = {self.most:g}; finished checkpoints are intact"
+            )
+        new = [problem for problem in problems if problem not in self._named]
+        self._named.update(new)
+        return [Finding("bad_sample", f"{problem}; training goes on without it", "note") for problem in new]
 
 
 class NonFiniteSteps:

@@ -192,7 +192,7 @@ class TrainingStep:
         return taken
 
     def _loss(self, output: CamoXpertOutput, batch: TrainBatch, balance_coefficient: float) -> Tensor:
-        objective = self.objective(output, batch.masks)
+        objective = self.objective(output, batch.masks, batch.weights)
         total, terms = objective.total, dict[str, Tensor]()
         if self.network.learns_routing:
             loads = {stride: self.network.balance(stride).load for stride in output.routing}

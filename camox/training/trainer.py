@@ -176,6 +176,8 @@ class Trainer:
             self._enter(phase)
         self._freeze(frozen_stages(self.at.epoch, self.phases))
         self._train_epoch(phase, progress)
+        problems = gather_object(self.watch.take_problems())
+        self._heed(self.watch.after_epoch(problems, len(self.train_source)))
         share_buffers(self.accelerator, self.network, *([] if self.average is None else [self.average.model]))
         self.at.epoch, self.at.batch = self.at.epoch + 1, 0
         scores = self._validate() if self._due(self.experiment.validation.every_epochs) else None
@@ -267,8 +269,7 @@ class Trainer:
     def _window(self, batches: Iterator[TrainBatch], accumulate: int) -> Iterator[TrainBatch]:
         """The micro-batches of one optimizer step on the device; the last window of an epoch may be shorter."""
         for batch in islice(batches, accumulate):
-            if batch.problems:
-                raise DataError(f"{batch.problems[0]}; training stopped, finished checkpoints are intact")
+            self.watch.met(batch.problems)
             self.watch.began(self.at.step + 1, batch.indices.tolist())
             yield batch.to(self.accelerator.device, non_blocking=True)
 

@@ -4,8 +4,9 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
+from camox.errors import DataError
 from camox.experiment import Experiment
-from camox.stability.guards import Finding, LossScale, NonFiniteSteps, Scores, Spikes, StepReport
+from camox.stability.guards import BadSamples, Finding, LossScale, NonFiniteSteps, Scores, Spikes, StepReport
 
 
 class Watch:
@@ -22,12 +23,33 @@ class Watch:
         if stability.spike:
             self._of_steps["spikes"] = Spikes()
         self._scores = Scores(experiment.checkpoints.monitor, stability.decline, stability.explosion)
+        self._bad = BadSamples(stability.max_bad_samples) if stability.bad_samples else None
+        self._problems: list[str] = []
         self._samples: deque[tuple[int, list[int]]] = deque(maxlen=1000)
         self._suspects: set[int] = set()
 
     def began(self, step: int, samples: list[int]) -> None:
         """Notes the indices of this rank's samples of attempted step `step`."""
         self._samples.append((step, samples))
+
+    def met(self, problems: Sequence[str]) -> None:
+        """Takes in the messages of this rank's bad samples in a batch.
+
+        Raises:
+            DataError: the guard of bad samples is switched off.
+        """
+        if problems and self._bad is None:
+            raise DataError(f"{problems[0]}; training stopped, finished checkpoints are intact")
+        self._problems += problems
+
+    def take_problems(self) -> list[str]:
+        """The messages since the last call."""
+        problems, self._problems = self._problems, []
+        return problems
+
+    def after_epoch(self, problems: Sequence[str], samples: int) -> list[Finding]:
+        """What is found of all ranks' bad samples in an epoch of so many."""
+        return [] if self._bad is None else self._bad.after_epoch(problems, samples)
 
     def after_steps(self, reports: Sequence[StepReport], scale: float | None) -> list[Finding]:
         """What the guards find in the reports of steps, each of which they get once and in order."""

@@ -218,3 +218,22 @@ def test_a_part_too_thin_for_the_head_still_has_a_boundary():
     nothing = maps()
     nothing.boundary = torch.full((1, 1, 16, 16), -30.0)
     assert SegmentationObjective({"boundary": 1.0})(nothing, mask).total > 1
+
+
+def test_an_image_of_weight_zero_counts_for_nothing_and_the_others_as_before():
+    objective, mask, three = SegmentationObjective(ALL), blob(count=3), maps(count=3)
+
+    def alone(row: int) -> Maps:
+        parts = {name: getattr(three, name) for name in vars(three)}
+        return Maps(**{
+            name: [head[row : row + 1] for head in value] if isinstance(value, list) else value[row : row + 1]
+            for name, value in parts.items()
+        })  # fmt: skip
+
+    weighted = objective(three, mask, torch.tensor([1.0, 0.0, 1.0]))
+    singles = [objective(alone(row), mask[row : row + 1]) for row in (0, 2)]
+    for name, value in weighted.terms.items():
+        torch.testing.assert_close(value, sum(single.terms[name] for single in singles) / 3)
+    torch.testing.assert_close(objective(three, mask, torch.ones(3)).total, objective(three, mask).total)
+    weighted.total.backward()
+    assert all(leaf.grad[1].abs().max() == 0 < leaf.grad[0].abs().max() for leaf in three.leaves())

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from camox.stability.guards import Finding, LossScale, NonFiniteSteps, Scores, Spikes, StepReport
+from camox.errors import DataError
+from camox.stability.guards import BadSamples, Finding, LossScale, NonFiniteSteps, Scores, Spikes, StepReport
 
 SOUND: dict[str, Any] = {"taken": True, "loss": 1.0, "norm": 1.0, "finite": True, "spike": False, "only_routers": False}
 
@@ -160,3 +161,17 @@ def test_the_scores_go_on_after_a_resume():
         guard.after_validation(step, list(IMAGES + mean))
     twin.load_state_dict(guard.state_dict())
     assert guard.after_validation(4, list(IMAGES + 0.6)) == twin.after_validation(4, list(IMAGES + 0.6)) is not None
+
+
+def test_a_bad_sample_is_named_once_and_training_goes_on():
+    guard = BadSamples(most=0.01)
+    (finding,) = guard.after_epoch(["sample 3 (frog.jpg): truncated"], samples=200)
+    assert "frog.jpg" in finding.message
+    assert finding.proposal == "note"
+    assert guard.after_epoch(["sample 3 (frog.jpg): truncated"], samples=200) == []
+
+
+def test_too_many_bad_samples_in_an_epoch_end_the_run():
+    problems = [f"sample {number} (frog_{number}.jpg): truncated" for number in range(3)]
+    with pytest.raises(DataError, match=r"frog_0\.jpg.* and 2 more: 3 of 200 .*max_bad_samples = 0\.01"):
+        BadSamples(most=0.01).after_epoch(problems, samples=200)

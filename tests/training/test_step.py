@@ -68,14 +68,14 @@ def batch(seed: int, size: int = 4) -> TrainBatch:
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (size, 3, 32, 32), generator=generator, dtype=torch.uint8)
     masks = (torch.rand(size, 1, 32, 32, generator=generator) > 0.5).to(torch.uint8)
-    return TrainBatch(images, masks, torch.arange(size), [])
+    return TrainBatch(images, masks, torch.arange(size), torch.ones(size), [])
 
 
 def poisoned(seed: int) -> TrainBatch:
     good = batch(seed)
     images = good.images.float()
     images[0] = POISON
-    return TrainBatch(images, good.masks, good.indices, [])
+    return TrainBatch(images, good.masks, good.indices, good.weights, [])
 
 
 @pytest.fixture(params=["fp16", "fused fp32", "plain fp32"])

@@ -420,7 +420,7 @@ def test_too_many_skipped_steps_stop_the_run_with_a_reason(tiny_experiment, monk
     assert [path.name for path in list_checkpoints(run)] == ["epoch_0001"]
 
 
-def test_an_unreadable_sample_ends_the_run_with_its_name(tiny_experiment, tmp_path):
+def test_an_unreadable_sample_is_named_and_too_many_end_the_run(tiny_experiment, tmp_path):
     from PIL import Image
 
     for name in ("images", "masks"):
@@ -432,8 +432,14 @@ def test_an_unreadable_sample_ends_the_run_with_its_name(tiny_experiment, tmp_pa
     broken = tmp_path / "images" / "3.jpg"
     broken.write_bytes(broken.read_bytes()[:-60])
     source = f'data.train=[{{layout="folder",images="{tmp_path}/images",masks="{tmp_path}/masks"}}]'
-    with pytest.raises(DataError, match=r"3\.jpg"):
-        train(tiny_experiment(source, "data.workers=1", "data.batch_size=2", "data.val_fraction=0.2"))
+    overrides = (source, "data.workers=1", "data.batch_size=2", "data.val_fraction=0.2")
+    with pytest.raises(DataError, match=r"3\.jpg.*max_bad_samples"):
+        train(tiny_experiment(*overrides, output=tmp_path / "few"))
+    with pytest.raises(DataError, match=r"3\.jpg.*training stopped"):
+        train(tiny_experiment(*overrides, "stability.bad_samples=false", output=tmp_path / "none"))
+    run = train(tiny_experiment(*overrides, "stability.max_bad_samples=0.5", output=tmp_path / "many"))
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    assert ["3.jpg" in event["message"] for event in events if event["kind"] == "bad_sample"] == [True]
 
 
 def test_the_best_checkpoint_is_kept_among_the_last(tiny_experiment):

@@ -112,7 +112,8 @@ def _batch(settings: Settings) -> TrainBatch:
     size = (settings.image_size, settings.image_size)
     images = torch.randint(0, 256, (settings.batch, 3, *size), dtype=torch.uint8)
     masks = torch.randint(0, 2, (settings.batch, 1, *size), dtype=torch.uint8)
-    return TrainBatch(images, masks, torch.arange(settings.batch), []).to(settings.torch_device)
+    indices, weights = torch.arange(settings.batch), torch.ones(settings.batch)
+    return TrainBatch(images, masks, indices, weights, []).to(settings.torch_device)
 
 
 def _counts(name: str, settings: Settings) -> dict[str, Any]:
