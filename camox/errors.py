@@ -29,7 +29,7 @@ class NotFinite(CheckpointError):  # noqa: N818  says what the checkpoint is
 
     def __init__(self, message: str, names: Sequence[str] = ()):
         super().__init__(message)
-        self.names = tuple(names)
+        self.names = list(names)
 
 
 class TrainingStopped(CamoxError):  # noqa: N818  an outcome, not always a failure

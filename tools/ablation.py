@@ -252,7 +252,8 @@ def require_same_experiment(experiment: Experiment) -> None:
         ExperimentError: its folder holds another one; nothing there is touched.
     """
     folder = experiment.run_folder
-    if _what_was_run(Experiment.load(folder / "experiment.toml")) != _what_was_run(experiment):
+    before = folder / "experiment.toml"
+    if before.is_file() and _what_was_run(Experiment.load(before)) != _what_was_run(experiment):
         raise ExperimentError(
             f"{folder}: holds a run of other settings: give another --output, or remove the folder to train it again"
         )

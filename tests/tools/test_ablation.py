@@ -240,6 +240,25 @@ def test_of_a_run_that_was_cut_off_only_the_code_is_known(child, tiny_experiment
     assert json.loads((experiment.run_folder / "resources.json").read_text()) == {"code_digest": ablation.code_digest()}
 
 
+def test_a_run_of_other_settings_is_refused_and_keeps_what_it_took(child, tiny_experiment):
+    experiment = tiny_experiment()
+    cut_off(experiment.run_folder)
+    (experiment.run_folder / "experiment.toml").write_text(experiment.to_toml())
+    noted = experiment.run_folder / "resources.json"
+    noted.write_text('{"cpu_seconds": 9}')
+    child("pass")
+    with pytest.raises(ExperimentError, match=r"other settings: give another --output"):
+        ablation.train(Path("x.toml"), [], tiny_experiment("optimizer.lr=5e-3"))
+    assert json.loads(noted.read_text()) == {"cpu_seconds": 9}
+
+
+def test_a_file_that_holds_no_study_is_one_message(capsys, tmp_path):
+    other = tmp_path / "other.json"
+    other.write_text("{}")
+    assert ablation.main(["--from", str(other)]) == 2
+    assert "holds no study" in " ".join(capsys.readouterr().err.split())
+
+
 def test_the_code_is_noted_before_training_starts(child, tiny_experiment):
     experiment = tiny_experiment()
     noted = experiment.run_folder / "resources.json"

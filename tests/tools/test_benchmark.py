@@ -307,6 +307,14 @@ def test_results_become_tables_of_a_page_and_nothing_else_of_it_changes(results,
     assert "old" not in text
 
 
+def test_results_of_another_suite_replace_no_tables(results, tmp_path, capsys):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- moe -->\nold\n<!-- /moe -->\n")
+    assert main(["moe", "--from", str(results), "--markdown", str(page)]) == 2
+    assert "holds results of step, not of moe" in capsys.readouterr().err
+    assert "old" in page.read_text()
+
+
 def test_a_page_without_a_place_for_the_tables_is_left_alone(results, tmp_path, capsys):
     page = tmp_path / "page.md"
     page.write_text("no markers\n")
@@ -320,6 +328,8 @@ def test_a_page_without_a_place_for_the_tables_is_left_alone(results, tmp_path, 
     [
         (["step", "--device", "cuda"], "--device cuda: torch finds no CUDA device"),
         (["step", "--precision", "fp16"], "--precision fp16 needs --device cuda"),
+        (["step", "--markdown", "page.md"], "--markdown needs --from FILE"),
+        (["step", "--batch", "0"], "0 is not 1 or more"),
     ],
 )
 def test_what_this_machine_cannot_measure_is_refused(arguments, message, capsys, monkeypatch):
@@ -333,5 +343,5 @@ def test_the_script_works_from_any_folder_and_a_wrong_backbone_is_one_message(tm
     command = [sys.executable, SCRIPT, "moe", "--backbone", "resnet10"]
     finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (finished.returncode, finished.stdout) == (2, "")
-    assert finished.stderr.startswith('error: unknown backbone "resnet10"')
+    assert finished.stderr.startswith('error: model.backbone = "resnet10" is not known')
     assert finished.stderr.count("\n") == 1
