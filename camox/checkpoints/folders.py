@@ -11,16 +11,18 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from camox.checkpoints.manifest import (
+    POINTERS,
     REPLACED_PREFIX,
     finished_in,
     is_checkpoint,
     is_plain_name,
     read_manifest,
+    read_text,
+    replaced_name,
 )
 from camox.errors import CheckpointError
 
 CHECKPOINTS = "checkpoints"
-POINTERS = ("best", "latest")
 TEMPORARY_PREFIX = ".tmp-"
 
 # Every other measure (s_measure, iou, …) is better the higher it is.
@@ -57,7 +59,7 @@ def read_pointer(run: str | Path, pointer: str) -> Path | None:
     """The checkpoint that `latest` or `best` names; None where the pointer or its checkpoint is gone."""
     folder = Path(run) / CHECKPOINTS
     try:
-        name = (folder / pointer).read_text(encoding="utf-8").strip()
+        name = read_text(folder / pointer).strip()
     except (OSError, UnicodeDecodeError):
         return None
     if not is_plain_name(name):
@@ -77,7 +79,7 @@ def resolve(path: str | Path, prefer: Sequence[str] = POINTERS) -> Path:
     path = Path(path)
     if is_checkpoint(path):
         return path
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise CheckpointError(f"{path}: no such folder. Give a run's folder or one of its checkpoints.")
     run = run_of(path)
     for pointer in prefer:
@@ -154,26 +156,36 @@ def retain(
 def clean_leftovers(run: str | Path) -> list[str]:
     """Remove what an interrupted save left, put back what it was replacing; gives the names touched.
 
-    Only for the process that owns the run: it would remove the half-written checkpoint of another one.
+    Only for the process that owns the run: it would remove the half-written checkpoint of another one. Raises
+    CheckpointError where the disk refuses.
     """
     folder = Path(run) / CHECKPOINTS
     if not folder.is_dir():
         return []
-    touched = []
-    for child in sorted(folder.iterdir()):
-        if child.name.startswith(TEMPORARY_PREFIX):
-            _remove(child)
-        elif child.name.startswith(REPLACED_PREFIX):
-            successor = folder / child.name.removeprefix(REPLACED_PREFIX)
-            if is_checkpoint(child) and not is_checkpoint(successor):
-                _remove(successor)
-                child.rename(successor)
-            else:
-                _remove(child)
-        else:
-            continue
-        touched.append(child.name)
-    return touched
+    try:
+        return [child.name for child in sorted(folder.iterdir()) if _tidy(child)]
+    except OSError as error:
+        raise CheckpointError(
+            f"{error.filename or folder}: what an interrupted save left cannot be tidied: {error.strerror}. "
+            "Check the folder's permissions and the disk."
+        ) from error
+
+
+def _tidy(child: Path) -> bool:
+    """Whether something in the folder of checkpoints was left over; it no longer is."""
+    if child.name.startswith(TEMPORARY_PREFIX):
+        _remove(child)
+        return True
+    name = replaced_name(child)
+    if name is None:  # no name that camox gives: not ours to remove
+        return False
+    successor = child.with_name(name)
+    if is_checkpoint(child) and not is_checkpoint(successor):
+        _remove(successor)
+        child.rename(successor)
+    else:
+        _remove(child)
+    return True
 
 
 def sync_folder(folder: Path) -> None:
@@ -186,7 +198,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():  # of a link only the link is ours
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)

@@ -6,11 +6,11 @@ then the tensors' bytes, which must cover the rest of the file without hole or o
 """
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from camox.checkpoints.manifest import require_regular
 from camox.errors import CheckpointError
 
 # Bits of one element. Sub-byte formats exist, so bytes would not do.
@@ -23,6 +23,7 @@ BITS_PER_ELEMENT = {
 
 # The limit of the reference implementation; a larger length means random bytes or an attack on memory.
 LARGEST_HEADER = 100_000_000
+_LARGEST_SIZE = 2**63  # of a file in bytes, and so of any side of a tensor
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ def read_header(path: Path) -> tuple[TensorEntry, ...]:
     Raises CheckpointError, with the file and the defect, where any part of it is not as the format says.
     """
     try:
+        require_regular(path)
         file_size = path.stat().st_size
         with path.open("rb") as file:
             header_size = int.from_bytes(file.read(8), "little")
@@ -76,6 +78,8 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _entry(path: Path, name: str, fields: Any, data_start: int) -> TensorEntry:
+    if any("\ud800" <= letter <= "\udfff" for letter in name):
+        raise _damaged(path, f"the name of tensor {name!r} is no text")
     if not isinstance(fields, dict) or set(fields) != {"dtype", "shape", "data_offsets"}:
         raise _damaged(path, f"the header of tensor {name!r} lacks dtype, shape or data_offsets")
     dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
@@ -84,14 +88,24 @@ def _entry(path: Path, name: str, fields: Any, data_start: int) -> TensorEntry:
     if not _is_naturals(shape) or not _is_naturals(offsets) or len(offsets) != 2:
         raise _damaged(path, f"tensor {name!r} has the impossible shape {shape!r} or offsets {offsets!r}")
     start, end = offsets
-    bits = math.prod(shape) * BITS_PER_ELEMENT[dtype]
+    bits = _bits(shape, dtype)
     if (end - start) * 8 != bits:
         raise _damaged(path, f"tensor {name!r} ({dtype} {shape}) needs {bits / 8:g} bytes and has {end - start}")
     return TensorEntry(name, dtype, tuple(shape), data_start + start, end - start)
 
 
 def _is_naturals(value: Any) -> bool:
-    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < _LARGEST_SIZE for item in value)
+
+
+def _bits(shape: list[int], dtype: str) -> int:
+    """Size of a tensor; of one larger than any file no more than that, because the product itself takes for ever."""
+    bits = 0 if 0 in shape else BITS_PER_ELEMENT[dtype]
+    for side in shape:
+        if bits > 8 * _LARGEST_SIZE:
+            break
+        bits *= side
+    return bits
 
 
 def _check_coverage(path: Path, entries: tuple[TensorEntry, ...], data_start: int, file_size: int) -> None:

@@ -35,11 +35,16 @@ def main(arguments: Sequence[str] | None = None, program: str = "inspect_checkpo
     except CheckpointError as error:
         if os.environ.get("CAMOX_DEBUG") == "1":
             traceback.print_exc()
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"{_printable(str(error))}\n")
         return error.exit_code
-    text = _as_json(report, options.all) if options.json else "\n".join(_as_lines(report, options.all))
+    text = _as_json(report, options.all) if options.json else "\n".join(map(_printable, _as_lines(report, options.all)))
     sys.stdout.write(text + "\n")
     return report.exit_code
+
+
+def _printable(line: str) -> str:
+    """A line in which what no terminal should be sent, or can show, is written out: names come from the files."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in line)
 
 
 def _parser(program: str) -> argparse.ArgumentParser:
@@ -70,7 +75,7 @@ def _answer_last_clean(path: str, as_json: bool) -> int:
     if as_json:
         sys.stdout.write(json.dumps({"path": path, "last_clean": str(found) if found else None}) + "\n")
     elif found:
-        sys.stdout.write(f"{found}\n")
+        sys.stdout.write(f"{found}\n".encode("utf-8", "backslashreplace").decode())
     if found is None:
         sys.stderr.write(f"{path}: none of its checkpoints is undamaged and finite\n")
     return 0 if found else 1

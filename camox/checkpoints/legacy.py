@@ -8,6 +8,7 @@ import pickle
 import re
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,12 @@ import torch
 from numpy.typing import NDArray
 
 from camox.errors import CheckpointError
+
+_DEEPEST, _MOST_VISITS, _MOST_ENTRIES = 100, 100, 20_000_000
+"""Levels of lists and tables in each other, places that one of them stands in, and entries in all: far more than any
+checkpoint has."""
+_SPARE_BYTES = 1 << 30
+"""What tensors may take beyond eight times their file before they are held for an attack on memory."""
 
 # Best scores are often pickled as NumPy scalars. Rebuilding one runs no code of the file's.
 _NUMPY_DTYPES = [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "?")]
@@ -38,17 +45,39 @@ def read_legacy(path: str | Path) -> dict[str, torch.Tensor]:
     # A damaged pickle makes the unpickler raise nearly any exception there is.
     except Exception as error:
         raise _refusal(path, error) from error
-    tensors = dict(_flatten(content, ""))
+    if not isinstance(content, torch.Tensor | Mapping | list | tuple):
+        raise CheckpointError(f"{path}: holds no tensors: not a checkpoint")
+    try:
+        tensors = dict(_flatten(content))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not a readable torch checkpoint: {error}. Fetch the file again.") from error
     if not tensors:
         raise CheckpointError(f"{path}: holds no tensors: not a checkpoint")
+    _refuse_bomb(path, tensors)
     return tensors
+
+
+def _refuse_bomb(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Refuse tensors that share the little a file holds so often that to look at them takes all memory or days."""
+    size = sum(_stored(tensor).numel() * tensor.element_size() for tensor in tensors.values())
+    held = path.stat().st_size
+    if size > 8 * held + _SPARE_BYTES:
+        raise CheckpointError(
+            f"{path}: refused: its {held} bytes stand for {len(tensors)} tensors of {size} bytes. "
+            "Fetch the file again or take another checkpoint."
+        )
 
 
 def bytes_of(tensor: torch.Tensor) -> NDArray[np.uint8]:
     """The raw bytes of a tensor's numbers (of a sparse one: its stored values), not copied where possible."""
-    if tensor.layout != torch.strided:
-        tensor = tensor.coalesce().values() if tensor.layout == torch.sparse_coo else tensor.values()
-    return tensor.contiguous().resolve_conj().resolve_neg().reshape(-1).view(torch.uint8).numpy()
+    return _stored(tensor).contiguous().resolve_conj().resolve_neg().reshape(-1).view(torch.uint8).numpy()
+
+
+def _stored(tensor: torch.Tensor) -> torch.Tensor:
+    """The numbers that a tensor keeps: of a sparse one its values, before any that fall on one place are added up."""
+    if tensor.layout == torch.strided:
+        return tensor
+    return tensor._values() if tensor.layout == torch.sparse_coo else tensor.values()
 
 
 def _numpy_scalars() -> list[Any]:
@@ -79,12 +108,24 @@ def _refusal(path: Path, error: Exception) -> CheckpointError:
     )
 
 
-def _flatten(value: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
-    if isinstance(value, torch.Tensor):
-        yield name or "tensor", value.detach()
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _flatten(item, f"{name}.{key}" if name else str(key))
-    elif isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            yield from _flatten(item, f"{name}.{index}" if name else str(index))
+def _flatten(content: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor in nested tables and lists with its dotted name, depth first.
+
+    Raises ValueError where that would not end: lists that hold themselves, or each other many times over, cost a file
+    nothing.
+    """
+    pending: list[tuple[tuple[Any, ...], Any]] = [((), content)]
+    visits: Counter[int] = Counter()
+    seen = 0
+    while pending:
+        path, value = pending.pop()
+        if isinstance(value, torch.Tensor):
+            yield ".".join(map(str, path)) or "tensor", value.detach()
+            continue
+        entries = list(value.items() if isinstance(value, Mapping) else enumerate(value))
+        inside = [(key, item) for key, item in entries if isinstance(item, torch.Tensor | Mapping | list | tuple)]
+        visits[id(value)] += bool(inside)  # that hundreds share one tuple of plain numbers is usual
+        seen += len(entries)
+        if len(path) >= _DEEPEST or visits[id(value)] > _MOST_VISITS or seen > _MOST_ENTRIES:
+            raise ValueError("its lists and tables hold each other without end")
+        pending += [((*path, key), item) for key, item in reversed(inside)]

@@ -1,9 +1,12 @@
 """What makes a folder a checkpoint: `manifest.json`, written last, with the sha256 of every other file."""
 
+import errno
 import hashlib
 import json
 import math
+import os
 import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +16,8 @@ from camox.errors import CheckpointError
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
+# Files beside the checkpoints of a run, each with the name of one.
+POINTERS = ("best", "latest")
 # While a checkpoint is saved again under its name, the old one stands aside under this prefix.
 REPLACED_PREFIX = ".replaced-"
 
@@ -64,11 +69,29 @@ def is_plain_name(name: str) -> bool:
 
 def is_checkpoint(folder: Path) -> bool:
     """Whether saving `folder` was finished: only then does its manifest exist."""
-    return (folder / MANIFEST).is_file()
+    return os.path.isfile(folder / MANIFEST)  # unlike Path.is_file, no error where the system refuses the name
+
+
+def require_regular(path: Path) -> None:
+    """Raise OSError for what is no file: opening a pipe would wait for ever, and a device has no end."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+
+
+def read_text(path: Path) -> str:
+    """The text of a file; OSError, or UnicodeDecodeError where it is not UTF-8."""
+    require_regular(path)
+    return path.read_text(encoding="utf-8")
+
+
+def refuse_constant(name: str) -> float:
+    """What the JSON parser calls for NaN and Infinity, which no checkpoint's tables hold."""
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def record_file(path: Path) -> FileRecord:
     """Size and sha256 of a file, read in pieces (0.6 s per GB if the processor has SHA instructions)."""
+    require_regular(path)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return FileRecord(digest, file.tell())
@@ -78,7 +101,7 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of a checkpoint folder; CheckpointError where it is missing or damaged."""
     path = folder / MANIFEST
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{folder}: not a finished checkpoint: it has no {MANIFEST}, which is written last. "
@@ -87,8 +110,8 @@ def read_manifest(folder: Path) -> Manifest:
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
     try:
-        return _parse(json.loads(text))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        return _parse(json.loads(text, parse_constant=refuse_constant))
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{path}: damaged: {error}. Take another checkpoint of the run.") from error
 
 
@@ -162,9 +185,20 @@ def finished_in(folder: Path) -> list[Path]:
 def _counts(folder: Path) -> bool:
     if not is_checkpoint(folder):
         return False
-    if folder.name.startswith(REPLACED_PREFIX):
-        return not is_checkpoint(folder.with_name(folder.name.removeprefix(REPLACED_PREFIX)))
-    return is_plain_name(folder.name)
+    successor = replaced_name(folder)
+    if successor is not None:
+        return not is_checkpoint(folder.with_name(successor))
+    return _may_be_checkpoint(folder.name)
+
+
+def replaced_name(folder: Path) -> str | None:
+    """The name of the checkpoint that `folder` stands aside for; None where its name does not tell one."""
+    name = folder.name.removeprefix(REPLACED_PREFIX)
+    return name if name != folder.name and _may_be_checkpoint(name) else None
+
+
+def _may_be_checkpoint(name: str) -> bool:
+    return is_plain_name(name) and name not in POINTERS
 
 
 def _parse(table: Any) -> Manifest:
@@ -172,12 +206,21 @@ def _parse(table: Any) -> Manifest:
     if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
         raise ValueError(f"format_version is {version!r}, this camox reads up to {FORMAT_VERSION}: update camox")
     files = {name: _parse_file(name, fields) for name, fields in table["files"].items()}
-    measures = {name: math.nan if value is None else float(value) for name, value in table["measures"].items()}
+    measures = {name: _parse_score(name, value) for name, value in table["measures"].items()}
     if type(table["step"]) is not int or type(table["epoch"]) is not int or type(table["finite"]) is not bool:
         raise ValueError("step and epoch must be integers, finite must be true or false")
     if type(table["experiment"]) is not str:
         raise ValueError("experiment must be a string")
     return Manifest(table["experiment"], table["step"], table["epoch"], files, measures, table["finite"], version)
+
+
+def _parse_score(name: str, value: Any) -> float:
+    if value is None:
+        return math.nan
+    score = float(value)
+    if isinstance(value, str) or not math.isfinite(score):
+        raise ValueError(f"the measure {name!r} is {value!r}, which is no score")
+    return score
 
 
 def _parse_file(name: str, fields: Any) -> FileRecord:

@@ -40,7 +40,7 @@ _LAYOUTS = {
     "F8_E8M0": BitLayout("u1", "i1", only_nan=0xFF),
 }
 # A complex number is two floats in a row.
-_LAYOUTS |= {"C64": _LAYOUTS["F32"], "C128": _LAYOUTS["F64"]}
+_LAYOUTS |= {"complex32": _LAYOUTS["F16"], "C64": _LAYOUTS["F32"], "C128": _LAYOUTS["F64"]}
 
 
 def can_hold_nan(dtype: str) -> bool:

@@ -4,6 +4,7 @@ Files are read in pieces of 1 MiB, so memory stays constant whatever their size.
 booleans are always finite and are not read.
 """
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -98,7 +99,7 @@ def scan_file(path: str | Path) -> FileReport:
     Raises CheckpointError where the file is missing, damaged, or a pickle that would run code.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise CheckpointError(f"{path}: no such file")
     tensors = tuple(_scan_safetensors(path) if is_safetensors(path) else _scan_legacy(path))
     return FileReport(path, path.stat().st_size, tensors)
@@ -194,12 +195,16 @@ def _scan_legacy(path: Path) -> Iterator[TensorReport]:
     from camox.checkpoints.legacy import bytes_of, read_legacy  # torch takes 2 s to import
 
     for name, tensor in read_legacy(path).items():
+        if tensor.is_nested:
+            raise CheckpointError(
+                f"{path}: tensor {name!r} is a nested one, which no weights are: save it as plain ones"
+            )
         dtype = _dtype_name(tensor)
         count = NonFiniteCount(dtype)
         if can_hold_nan(dtype):
             try:
                 raw = bytes_of(tensor)
-            except RuntimeError as error:  # a crafted shape may ask for more memory than there is
+            except (RuntimeError, TypeError, ValueError) as error:  # a kind of tensor without numbers, or too large
                 raise CheckpointError(f"{path}: tensor {name!r} cannot be read: {error}") from error
             for start in range(0, raw.size, CHUNK_BYTES):
                 count.add(raw[start : start + CHUNK_BYTES])

@@ -10,6 +10,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -41,8 +42,11 @@ from camox.checkpoints.manifest import (
     is_checkpoint,
     is_plain_name,
     read_manifest,
+    read_text,
     record_file,
+    refuse_constant,
     remedy,
+    require_regular,
 )
 from camox.checkpoints.manifest import verify as verify_files
 from camox.checkpoints.scan import last_clean, scan_file
@@ -96,16 +100,33 @@ class Checkpoint:
             raise CheckpointError(f"{self.path}: holds no {stem}.safetensors, only {', '.join(self.stems)}")
         path = self.path / f"{stem}.safetensors"
         try:
+            require_regular(path)
             return load_file(path, device=str(device))
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{path}: cannot be read: {error}. {remedy(self.path)}") from error
 
+    @contextmanager
+    def restoring(self) -> Iterator[None]:
+        """Turn what fails inside the block, because the state is not of the form camox writes, into a CheckpointError.
+
+        Hashes tell damage, not who wrote the files: state may lack a key, or hold a text where a number belongs.
+        """
+        try:
+            yield
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.path}: its state is not of the form that this camox writes ({error!r}). {remedy(self.path)}"
+            ) from error
+
     def _read_table(self, name: str) -> dict[str, Any]:
         path = self.path / name
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            table = json.loads(read_text(path), parse_constant=refuse_constant)
+        except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{path}: cannot be read: {error}. {remedy(self.path)}") from error
+        if not isinstance(table, dict):
+            raise CheckpointError(f"{path}: is not a table with keys. {remedy(self.path)}")
+        return table
 
 
 def read_checkpoint(path: str | Path, verify: bool = True) -> Checkpoint:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from camox.checkpoints.folders import CHECKPOINTS, TEMPORARY_PREFIX, run_of
-from camox.checkpoints.manifest import MANIFEST, REPLACED_PREFIX, finished_in, is_checkpoint
+from camox.checkpoints.manifest import MANIFEST, REPLACED_PREFIX, finished_in, is_checkpoint, read_text
 from camox.errors import CheckpointError
 
 INDEX_SUFFIX = ".index.json"
@@ -137,7 +137,7 @@ def _holds_weights(path: Path) -> bool:
 def _read_index(index: Path) -> dict[str, set[str]]:
     """Names of tensors by shard, from the `weight_map` of an index as the Hugging Face hub writes it."""
     try:
-        weight_map: Any = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map: Any = json.loads(read_text(index))["weight_map"]
         shards: dict[str, set[str]] = {}
         for name, shard in weight_map.items():
             if Path(shard).name != shard:

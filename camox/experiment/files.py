@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import reduce
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from camox.experiment.lines import KeyPath, key_lines
 from camox.experiment.problems import Origin, Problem, did_you_mean, listed, nearest
 
 _VARIABLE = re.compile(r"(\$?)\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_DEEPEST = 100
+"""Levels of nesting; no table of an experiment has more than six, and Python's stack holds a few hundred."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ def resolve(
     document, problems = apply_overrides(document, overrides)
     if output is not None:
         origin = Origin(is_override=True, place=f'override "--output {output}"')
-        document = merge(document, _nested(("experiment", "output"), Node(str(output), origin)))
+        document = merge(document, _nested(("experiment", "output"), _wrap(str(output), origin, {})))
     return expand_variables(document, os.environ, problems), problems
 
 
@@ -70,31 +73,38 @@ def origin_of(document: Node, path: KeyPath) -> Origin:
     return node.origin
 
 
-def read_chain(path: Path, extended_by: tuple[Path, ...] = ()) -> Node:
+def read_chain(path: Path) -> Node:
     """Read a file and, under it, the files it extends."""
-    document = _read(path)
-    extends = document.value.pop("extends", None)
-    if extends is None:
-        return document
+    documents = [_read(path)]
+    chain = {os.path.realpath(path): path}
+    while (extends := documents[-1].value.pop("extends", None)) is not None:
+        base = _extended(extends, chain)
+        chain[os.path.realpath(base)] = base
+        documents.append(_read(base))
+    return reduce(merge, reversed(documents))
+
+
+def _extended(extends: Node, chain: Mapping[str, Path]) -> Path:
+    """Return the file that the last one of a chain extends; `chain` maps real paths to paths as they were given."""
     if not isinstance(extends.value, str) or not extends.value:
         raise ExperimentError(f'{extends.origin}: extends must be the path of one file, such as "base.toml"')
-
-    base = Path(os.path.normpath(path.parent / extends.value))
-    chain = (*extended_by, path)
-    if base.resolve() in [file.resolve() for file in chain]:
-        circle = " -> ".join(str(file) for file in (*chain, base))
+    *_, last = chain.values()
+    base = Path(os.path.normpath(last.parent / extends.value))
+    if os.path.realpath(base) in chain:
+        circle = " -> ".join(str(file) for file in (*chain.values(), base))
         raise ExperimentError(f"{extends.origin}: files extend each other in a circle: {circle}. Remove one extends")
-    if not base.is_file():
+    if not os.path.isfile(base):  # unlike Path.is_file, no error where the system refuses the name
         raise ExperimentError(f'{extends.origin}: extends "{extends.value}": {_missing(base)}')
-    return merge(read_chain(base, chain), document)
+    return base
 
 
 def _read(path: Path) -> Node:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ExperimentError(f"{path}: {_missing(path)}")
     try:
-        text = path.read_bytes().decode()
+        text = path.read_bytes().decode("utf-8-sig")  # some editors put a byte-order mark in front
         data = tomli.loads(text)
+        lines = key_lines(text)
     except OSError as error:
         raise ExperimentError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -103,15 +113,18 @@ def _read(path: Path) -> Node:
         raise ExperimentError(f"{path}:{error.lineno}:{error.colno}: not valid TOML: {error.msg}") from error
     except RecursionError as error:
         raise ExperimentError(f"{path}: not readable: its arrays or tables are nested too deeply") from error
-    lines = key_lines(text)
+    except ValueError as error:  # Python converts no more than some thousand digits
+        raise ExperimentError(f"{path}: not valid TOML: an integer in it has more than 64 bits: shorten it") from error
     return _wrap(data, Origin(is_override=False, place=str(path)), lines)
 
 
 def _missing(path: Path) -> str:
     """Return what to say of a file that is not there."""
-    if path.is_dir():
+    if os.path.isdir(path):
         return f'"{path}" is a folder: name a .toml file in it'
-    if not path.parent.is_dir():
+    if os.path.lexists(path):
+        return "not a file that can be read, but a broken link, a pipe or a device: name a .toml file"
+    if not os.path.isdir(path.parent):
         return f'no such file, nor a folder "{path.parent}": check the path'
     names = sorted(file.name for file in path.parent.glob("*.toml"))
     match = nearest(path.name, names)
@@ -122,11 +135,31 @@ def _missing(path: Path) -> str:
 
 def _wrap(value: Any, origin: Origin, lines: Mapping[KeyPath, int], path: KeyPath = ()) -> Node:
     origin = replace(origin, line=lines.get(path, origin.line))
+    if (defect := _defect(value, path)) is not None:
+        raise ExperimentError(f"{origin}: {defect}")
     if isinstance(value, dict):
         return Node({key: _wrap(child, origin, lines, (*path, key)) for key, child in value.items()}, origin)
     if isinstance(value, list):
         return Node([_wrap(child, origin, lines, (*path, index)) for index, child in enumerate(value)], origin)
     return Node(value, origin)
+
+
+def _defect(value: Any, path: KeyPath) -> str | None:
+    """Return what makes a value one that no experiment can hold, write out and read back."""
+    if len(path) > _DEEPEST:
+        return f"nested too deeply: more than {_DEEPEST} tables or arrays inside each other"
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return "not valid TOML: an integer has more than 64 bits: shorten it"
+    texts = value if isinstance(value, dict) else (value,)
+    if any(isinstance(text, str) and not _is_plain_text(text) for text in texts):
+        return "a text holds a NUL or a byte that is not UTF-8: remove it"
+    return None
+
+
+def _is_plain_text(text: str) -> bool:
+    """Return whether files and the names of files can hold a text; bytes of a command line that are no UTF-8 arrive
+    as surrogates."""
+    return not any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def merge(base: Node, top: Node) -> Node:
@@ -202,13 +235,13 @@ def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
 def _override_path(key: str) -> tuple[str, ...]:
     try:
         nested = tomli.loads(f"{key} = 0")
-    except tomli.TOMLDecodeError as error:
+    except (tomli.TOMLDecodeError, RecursionError) as error:
         raise ValueError(f'"{key}" is not a key: write names joined by dots, such as optimizer.lr=1e-4') from error
     path: list[str] = []
     while isinstance(nested, dict) and len(nested) == 1:
         [(part, nested)] = nested.items()
         path.append(part)
-    if nested != 0:
+    if nested != 0 or len(path) > _DEEPEST:
         raise ValueError(f'"{key}" is not a key: write names joined by dots, such as optimizer.lr=1e-4')
     return tuple(path)
 
@@ -221,6 +254,8 @@ def _override_value(text: str) -> Any:
         parsed, reason = {}, error.msg
     except RecursionError:
         parsed, reason = {}, "it is nested too deeply"
+    except ValueError as error:  # Python converts no more than some thousand digits
+        raise ValueError("the value has more than 64 bits: shorten it") from error
     # A line break in the text can smuggle in further keys; it is then no single TOML value either.
     if len(parsed) == 1:
         return parsed["value"]
@@ -272,7 +307,7 @@ def expand_variables(node: Node, environment: Mapping[str, str], problems: list[
     """Replace `${NAME}` in every string by that environment variable; `$${NAME}` stands for the text
     `${NAME}`.
 
-    A variable that is not set is added to `problems` and its text left as it is.
+    A variable that is not set, or no text, is added to `problems` and its text left as it is.
     """
     if isinstance(node.value, dict):
         return replace(
@@ -291,18 +326,19 @@ def expand_variables(node: Node, environment: Mapping[str, str], problems: list[
         escaped, name = match.groups()
         if escaped:
             return match.group()[1:]
-        if name in environment:
+        if name in environment and _is_plain_text(environment[name]):
             return environment[name]
-        problems.append(Problem(path, _unset_message(name, path)))
+        state = "not UTF-8 text" if name in environment else "not set"
+        problems.append(Problem(path, _unset_message(name, state, path)))
         return match.group()
 
     return replace(node, value=_VARIABLE.sub(expanded, node.value))
 
 
-def _unset_message(name: str, path: KeyPath) -> str:
+def _unset_message(name: str, state: str, path: KeyPath) -> str:
     key = [part for part in path if isinstance(part, str)][-1]
     whole = ".".join(str(part) for part in takewhile(lambda part: isinstance(part, str), path))
-    what = f"{key} needs the environment variable {name}, which is not set"
+    what = f"{key} needs the environment variable {name}, which is {state}"
     return f"{what}: export {name}=…, or pass {whole}=… on the command line"
 
 

@@ -1,8 +1,9 @@
 """The network: backbone, a sparse mixture of experts at each scale, decoder, refinement."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -253,14 +254,16 @@ class CamoXpert(nn.Module):
             if not file.is_file():
                 raise CheckpointError(f"{folder} has no {file.name}: give the folder of a camox checkpoint")
         try:
-            config, state = json.loads(config_file.read_text()), load_file(weights_file)
+            config, state = json.loads(config_file.read_text(encoding="utf-8")), load_file(weights_file)
+            _refuse_foreign_config(config, state)
             if changes:
                 state, config = convert_state(state, config, **changes)
-            model = cls(**config)
+            # Whatever the file says: nothing is fetched or opened beside what is here.
+            model = cls(**{**config, "pretrained": False, "weights": None})
             model.load_state_dict(state)
-        except CheckpointError as error:
+        except (CheckpointError, ExperimentError) as error:
             raise CheckpointError(f"{folder}: {error}") from error
-        except (SafetensorError, RuntimeError, TypeError, json.JSONDecodeError) as error:
+        except (OSError, ValueError, SafetensorError, RuntimeError, TypeError) as error:
             raise CheckpointError(f"{folder} cannot be loaded as a camox model: {error}") from error
         return model.eval()
 
@@ -306,6 +309,47 @@ _CHOICES = {
     "gate": ("mlp", "linear"),
     "logit_limit_mode": ("tanh", "clamp"),
 }
+
+
+def _refuse_foreign_config(config: Any, state: Mapping[str, Tensor]) -> None:
+    """Refuses a damaged config.json before a network is built of it, which may take more memory than there is."""
+    if not isinstance(config, dict):
+        raise CheckpointError(
+            "cannot be loaded: config.json is not a table of the model's arguments: take another checkpoint"
+        )
+    known = signature(CamoXpert).parameters
+    for key, value in config.items():
+        if key not in known:
+            raise CheckpointError(
+                f"cannot be loaded: config.json has {key!r}, which is no argument of the model: update camox"
+            )
+        if not _is_like(value, known[key].default):
+            raise CheckpointError(
+                f"cannot be loaded: config.json has {key} = {str(value)[:80]}, which it cannot be: take "
+                "another checkpoint"
+            )
+    width = len(state["laterals.0.weight"]) if "laterals.0.weight" in state else None
+    steps = len({name.split(".")[1] for name in state if name.startswith("refinements.")})
+    for key, held in (("width", width), ("refinement_steps", steps)):
+        if (told := config.get(key, known[key].default)) != held:
+            raise CheckpointError(
+                f"cannot be loaded: config.json has {key} = {told!r} and the weights are of {held}: they are "
+                "not of the same network; take another checkpoint"
+            )
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    """Whether a value from a file is of the kind that an argument with this default takes."""
+    if isinstance(default, tuple):
+        kinds = {type(item) for item in default}
+        numbers = kinds == {float} and len(default) == 2  # a pair; the others are of any length
+        fits = not numbers or (isinstance(value, list) and len(value) == 2)
+        return fits and isinstance(value, list) and all(_is_like(item, default[0]) for item in value)
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(default, bool) and isinstance(value, bool)
+    if isinstance(default, float):
+        return isinstance(value, int | float) and -1e30 < value < 1e30
+    return isinstance(value, str | int) if default == "image" else value is default or type(value) is type(default)
 
 
 def _check_arguments(config: dict[str, Any]) -> None:

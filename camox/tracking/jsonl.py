@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from camox.errors import ExperimentError
+
 
 class JsonLines:
     """Appends objects to a file, one line each, and flushes each line to the operating system.
@@ -65,8 +67,10 @@ def spell_non_finite(value: Any) -> Any:
 
 
 def _cut(path: Path, last_step: int | None) -> None:
-    if not path.exists():
+    if not os.path.lexists(path):
         return
+    if not path.is_file():  # to open a pipe would wait for ever
+        raise ExperimentError(f"{path} is no file that lines can be added to: move it away, or choose another --output")
     lines = path.read_bytes().splitlines(keepends=True)
     kept = [line for line in lines if _stays(line, last_step)]
     if len(kept) == len(lines):
@@ -85,8 +89,9 @@ def _stays(line: bytes, last_step: int | None) -> bool:
         return False
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     if not isinstance(record, dict):
         return False
-    return last_step is None or record.get("step") is None or record["step"] <= last_step
+    step = record.get("step")
+    return last_step is None or step is None or (isinstance(step, int | float) and step <= last_step)

@@ -10,6 +10,8 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from camox.errors import CheckpointError
 
 GROUPS = ("backbone", "router", "experts", "head")
+_STATE = {"step", "exp_avg", "exp_avg_sq"}
+"""What AdamW keeps for each parameter."""
 
 
 def group_of(name: str) -> str:
@@ -116,7 +118,7 @@ def load_optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, t
     """Puts back what `optimizer_tensors` gave; parameters that had no state yet (frozen until now) stay without.
 
     Raises:
-        CheckpointError: a name that is not a parameter of this model.
+        CheckpointError: a name that is not a parameter of this model, or state that does not fit the parameter.
     """
     numbers = {
         id(parameter): number
@@ -128,5 +130,9 @@ def load_optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, t
         name, _, field = key.rpartition("/")
         if name not in by_name:
             raise CheckpointError(f"the optimizer's state has {name}, which this model has not")
+        if field not in _STATE or value.shape != (() if field == "step" else by_name[name].shape):
+            raise CheckpointError(f"the optimizer's state has {key} of shape {list(value.shape)}, which does not fit")
         state.setdefault(numbers[id(by_name[name])], {})[field] = value
+    if partial := [fields for fields in state.values() if fields.keys() != _STATE]:
+        raise CheckpointError(f"the optimizer's state of a parameter has only {', '.join(sorted(partial[0]))}")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -164,9 +164,15 @@ class RunFolder:
             _refuse_other_run(before, experiment)
         if checkpoint is not None and (origin := checkpoint.parents[1] / EXPERIMENT_FILE) != before and origin.exists():
             _refuse_other_run(origin, experiment)
-        _write(before, experiment.to_toml())
-        _write_json(self.path / "environment.json", describe_environment(experiment.experiment.seed))
-        (self.path / "exit.json").unlink(missing_ok=True)
+        try:
+            _write(before, experiment.to_toml())
+            _write_json(self.path / "environment.json", describe_environment(experiment.experiment.seed))
+            (self.path / "exit.json").unlink(missing_ok=True)
+        except OSError as error:
+            raise ExperimentError(
+                f"{error.filename2 or error.filename}: cannot be written ({error.strerror}): remove what stands there, "
+                "or choose another place with --output"
+            ) from error
         return checkpoint
 
     def _acquire(self) -> None:

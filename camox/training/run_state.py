@@ -118,9 +118,8 @@ class RunState:
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         for part, stateful in self.parts.items():
-            if part in state:  # not in checkpoints from before there was such a part
-                stateful.load_state_dict(state[part])
-        position = Position(**{key: state.get(key, 0) for key in asdict(Position())})
+            stateful.load_state_dict(state[part])
+        position = Position(**{key: state[key] for key in asdict(Position())})
         for meters in self.meters.values():
             meters.load({})
         if state["ranks"] == self.accelerator.num_processes:

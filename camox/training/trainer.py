@@ -422,7 +422,8 @@ class Trainer:
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         path = checkpoint.path
-        self.at = self.state.restore(checkpoint.state, checkpoint, path)
+        with checkpoint.restoring():
+            self.at = self.state.restore(checkpoint.state, checkpoint, path)
         written, ranks = checkpoint.state["ranks"], self.accelerator.num_processes
         if written != ranks:
             accumulate = phase_of(min(self.at.epoch, self.experiment.epochs - 1), self.phases).accumulate

@@ -78,6 +78,5 @@ class Watch:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, guard in self._of_steps.items():
-            if name in state:
-                guard.load_state_dict(state[name])
+            guard.load_state_dict(state[name])
         self._scores.load_state_dict(state["scores"])

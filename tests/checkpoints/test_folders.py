@@ -1,4 +1,6 @@
 import math
+import os
+import shutil
 
 import pytest
 
@@ -12,7 +14,7 @@ from camox.checkpoints.folders import (
     retain,
     set_pointer,
 )
-from camox.checkpoints.manifest import MANIFEST
+from camox.checkpoints.manifest import MANIFEST, read_manifest
 from camox.errors import CheckpointError
 
 
@@ -140,3 +142,52 @@ def test_clean_leftovers_removes_remains_and_restores_what_was_replaced(save, ru
 
 def test_clean_leftovers_of_a_run_that_never_saved(run):
     assert clean_leftovers(run) == []
+
+
+@pytest.mark.parametrize("content", ["a" * 300, "a" * 5000, "../epoch_0001", "", "\0"])
+def test_a_pointer_to_what_no_checkpoint_is_called_points_at_nothing(save, run, content):
+    path = save(1)
+    (run / "checkpoints" / "latest").write_text(content)
+    assert read_pointer(run, "latest") is None
+    assert resolve(run) == path
+
+
+@pytest.mark.parametrize("file", ["latest", "epoch_0002/manifest.json"])
+def test_a_pipe_is_not_waited_for(save, run, file):
+    path = save(1)
+    save(2)
+    (run / "checkpoints" / file).unlink(missing_ok=True)
+    os.mkfifo(run / "checkpoints" / file)
+    assert resolve(run) in (path, path.with_name("epoch_0002"))
+    with pytest.raises(CheckpointError, match="no regular file"):
+        read_manifest(_with_pipe(run))
+
+
+def _with_pipe(run):
+    folder = run / "checkpoints" / "odd"
+    folder.mkdir()
+    os.mkfifo(folder / MANIFEST)
+    return folder
+
+
+@pytest.mark.parametrize("name", [".replaced-", ".replaced-.", ".replaced-..", ".replaced-latest"])
+def test_what_stands_aside_for_no_checkpoint_takes_no_place(save, run, name):
+    save(1)
+    shutil.copytree(save(2), run / "checkpoints" / name)
+    set_pointer(run, "latest", "epoch_0002")
+    assert clean_leftovers(run) == []
+    assert names(list_checkpoints(run)) == ["epoch_0001", "epoch_0002"]
+    assert read_pointer(run, "latest").name == "epoch_0002"
+
+
+def test_of_a_left_link_only_the_link_goes(save, run):
+    path = save(1)
+    (run / "checkpoints" / ".tmp-x").symlink_to(path)
+    assert clean_leftovers(run) == [".tmp-x"]
+    assert names(path.parent.iterdir()) == ["epoch_0001"]
+    assert names(list_checkpoints(run)) == ["epoch_0001"]
+
+
+def test_a_path_that_the_system_refuses_is_an_error():
+    with pytest.raises(CheckpointError, match="no such folder"):
+        resolve("a" * 300)

@@ -76,3 +76,11 @@ def test_manifest_that_is_no_manifest_is_an_error(save, content):
     (path / MANIFEST).write_bytes(content)
     with pytest.raises(CheckpointError, match=r"manifest.json"):
         read_manifest(path)
+
+
+@pytest.mark.parametrize("score", ["1" + "0" * 400, "Infinity", "NaN", '"0.5"', "[]"])
+def test_a_measure_that_is_no_score_is_damage(save, score):
+    path = save(1)
+    (path / MANIFEST).write_text((path / MANIFEST).read_text().replace('"mae": 0.1', f'"mae": {score}'))
+    with pytest.raises(CheckpointError, match="damaged"):
+        read_manifest(path)

@@ -1,4 +1,6 @@
 import errno
+import json
+import os
 import pickletools
 import re
 import resource
@@ -185,3 +187,40 @@ def test_every_rank_can_bring_its_generators(run):
     )
     for stem, group in states.items():
         assert torch.equal(read_checkpoint(path).tensors(stem)["cpu"], group["cpu"])
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "[]", "3", '{"step": NaN}', '{"step": 1e1, "a": Infinity}', "\ufeff{}"]
+)
+@pytest.mark.parametrize("table", ["state", "config"])
+def test_a_table_that_is_none_is_an_error_though_its_hash_fits(save, table, text):
+    path = save(1)
+    (path / f"{table}.json").write_text(text)
+    with pytest.raises(CheckpointError, match=rf"{table}\.json.*no other intact"):
+        getattr(read_checkpoint(path, verify=False), table)
+
+
+@pytest.mark.parametrize("name", ["state.json", "model.safetensors"])
+def test_a_pipe_in_a_checkpoint_is_not_waited_for(save, name):
+    path = save(1)
+    (path / name).unlink()
+    os.mkfifo(path / name)
+    manifest = json.loads((path / MANIFEST).read_text())
+    manifest["files"][name]["size"] = 0
+    (path / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match="regular file"):
+        read_checkpoint(path)
+    checkpoint = read_checkpoint(path, verify=False)
+    with pytest.raises(CheckpointError, match="regular file"):
+        assert not (checkpoint.state, checkpoint.tensors("model"))
+
+
+@pytest.mark.parametrize(
+    "wrong", [KeyError("step"), TypeError(), ValueError(), AttributeError(), RuntimeError(), OverflowError()]
+)
+def test_a_state_of_another_form_is_an_error_of_the_checkpoint(save, wrong):
+    with (
+        pytest.raises(CheckpointError, match=rf"epoch_0001: .*{type(wrong).__name__}"),
+        read_checkpoint(save(1)).restoring(),
+    ):
+        raise wrong

@@ -19,7 +19,9 @@ from camox.experiment.table import Table
 Write = Callable[..., Path]
 RECIPES = Path(__file__).parents[2] / "experiments"
 
-TEXT = st.text(st.characters(codec="utf-8"), max_size=20) | st.sampled_from(["${A}", "$${HOME}", '"', "\r\n", "\\"])
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20) | st.sampled_from(
+    ["${A}", "$${HOME}", '"', "\r\n", "\\"]
+)
 NAME = st.from_regex(r"\A[A-Za-z0-9_-]{1,8}\Z")
 FRACTION = st.floats(0, 0.99)
 SOURCE = st.one_of(

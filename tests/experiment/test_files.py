@@ -191,3 +191,58 @@ def test_file_that_is_not_utf8(tmp_path: Path):
     path.write_bytes(b'a = "\xff"')
     with pytest.raises(ExperimentError, match="not UTF-8"):
         resolve(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed = 9223372036854775808", r"x\.toml:2: .*more than 64 bits"),
+        ("seed = 0x" + "f" * 5000, r"x\.toml:2: .*more than 64 bits"),
+        ("seed = " + "9" * 5000, r"x\.toml: .*more than 64 bits"),
+        ('notes = "a\\u0000b"', r"x\.toml:2: .*NUL"),
+        ("notes" + ".a" * 200 + " = 1", r"x\.toml:2: nested too deeply"),
+    ],
+)
+def test_what_no_file_could_hold_again_is_an_error_with_its_line(write: Write, text: str, message: str):
+    with pytest.raises(ExperimentError, match=message):
+        Experiment.load(write(f"[experiment]\n{text}\n"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("experiment.notes=\udcff", "not UTF-8"),
+        ("experiment.seed=" + "9" * 5000, "more than 64 bits"),
+        ("a." * 2000 + "b=1", "is not a key"),
+        ("a." * 500 + "b=1", "is not a key"),
+    ],
+)
+def test_nor_can_an_override(write: Write, minimal: str, override: str, message: str):
+    with pytest.raises(ExperimentError, match=message):
+        Experiment.load(write(minimal), [override])
+
+
+def test_nor_a_variable(write: Write, minimal: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CAMOX_ODD", "\udcff")
+    with pytest.raises(ExperimentError, match="CAMOX_ODD, which is not UTF-8 text"):
+        Experiment.load(write(minimal), ["experiment.notes=${CAMOX_ODD}"])
+
+
+def test_a_byte_order_mark_is_passed_over(write: Write, minimal: str):
+    assert Experiment.load(write("\ufeff" + minimal)).experiment.name == "minimal"
+
+
+@pytest.mark.parametrize("extended", ["a" * 300 + ".toml", "loop.toml"])
+def test_a_path_that_the_system_refuses_is_an_error(write: Write, minimal: str, extended: str):
+    path = write(f'extends = "{extended}"\n{minimal}')
+    Path("loop.toml").symlink_to("loop.toml")
+    for wrong in (path, Path(extended)):
+        with pytest.raises(ExperimentError, match=r"no such file|a broken link"):
+            Experiment.load(wrong)
+
+
+def test_a_chain_may_be_longer_than_the_stack(write: Write, minimal: str):
+    write(minimal, "0.toml")
+    for number in range(1, 1200):
+        write(f'extends = "{number - 1}.toml"\n', f"{number}.toml")
+    assert Experiment.load(Path("1199.toml")).experiment.name == "minimal"

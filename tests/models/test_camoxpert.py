@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from typing import Any
 
 import pytest
@@ -373,3 +374,34 @@ def test_compiled_experts_and_decoder_have_no_graph_break_and_say_the_same(build
     average = copy.deepcopy(compiled).eval()
     with torch.no_grad():
         assert torch.allclose(average(images()).logits, plain.eval()(images()).logits, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"band": [1.0]}, {"band": {"a": 1}}, {"experts": "edge"}, {"temperature": "1"}, {"temperature": 10**400},
+        {"width": 16.0}, {"width": 8 * 10**9}, {"width": None}, {"refinement_steps": 10**9}, {"scales": None},
+        {"mode": []}, {"top_k": True}, {"backbone": "resnet10"}, {"backbone": ""}, {"granularity": 1.5}, {"new": 1},
+    ],
+)  # fmt: skip
+def test_a_config_that_no_model_has_is_refused_before_one_is_built(build, tmp_path, change):
+    network = build()
+    save_file(network.state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(network.config | change))
+    with pytest.raises(CheckpointError, match=re.escape(str(tmp_path))):
+        CamoXpert.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"[" * 100_000, b"[]", b'"x"', b"9" * 5000])
+def test_a_config_that_is_none_is_refused(build, tmp_path, content):
+    save_file(build().state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
+        CamoXpert.from_pretrained(tmp_path)
+
+
+def test_a_config_cannot_have_anything_fetched(build, tmp_path):
+    network = build()
+    save_file(network.state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(network.config | {"pretrained": True}))
+    assert CamoXpert.from_pretrained(tmp_path).config["pretrained"] is False  # and no network was asked for

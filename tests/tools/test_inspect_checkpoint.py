@@ -116,3 +116,16 @@ def test_help_has_an_example(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
     assert "examples:" in capsys.readouterr().out
+
+
+def test_names_cannot_write_to_the_terminal(tmp_path, capsys):
+    torch.save({"\ud800\x1b[31m\n": torch.tensor(float("nan"))}, tmp_path / "a.pth")
+    assert main([str(tmp_path / "a.pth"), "--all"]) == 1
+    assert "\\ud800\\x1b[31m\\n" in capsys.readouterr().out
+
+
+def test_a_file_name_that_is_not_utf8_is_shown_all_the_same(run, capsys):
+    odd = run.rename(run.with_name("\udcff"))
+    assert main([str(odd)]) == 1
+    assert main([str(odd), "--last-clean"]) == 0
+    assert capsys.readouterr().out.count("\\udcff/checkpoints/epoch_0002\n") == 1

@@ -1,9 +1,11 @@
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from camox.errors import ExperimentError
 from camox.tracking.jsonl import JsonLines, plain
 
 
@@ -57,3 +59,20 @@ def test_plain(value, expected):
 def test_plain_refuses_what_json_cannot_hold():
     with pytest.raises(TypeError, match="object"):
         plain(object())
+
+
+@pytest.mark.parametrize(
+    "line", ['{"step": "1"}', '{"step": []}', '{"step": NaN}', "[" * 100_000, '{"a": ' + "9" * 5000 + "}"]
+)
+def test_a_line_that_is_no_record_is_removed_on_resume(tmp_path, line):
+    path = tmp_path / "x.jsonl"
+    path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 2}}\n')
+    JsonLines(path, last_step=2).close()
+    assert records(path) == [{"step": 1}, {"step": 2}]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("gone", path)])
+def test_what_is_no_file_is_an_error(tmp_path, make):
+    make(tmp_path / "x.jsonl")
+    with pytest.raises(ExperimentError, match="no file that lines can be added to"):
+        JsonLines(tmp_path / "x.jsonl")

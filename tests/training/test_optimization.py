@@ -126,3 +126,23 @@ def test_state_of_another_model_is_refused(network):
     optimizer = optimizer_of(network)
     with pytest.raises(CheckpointError, match="nothing"):
         load_optimizer_tensors(network, optimizer, {"nothing.weight/exp_avg": torch.zeros(1)})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("step", torch.zeros(2)), ("exp_avg", torch.zeros(1)), ("other", torch.zeros(8)), ("exp_avg", None)],
+)
+def test_state_that_does_not_fit_its_parameter_is_refused(network, key, value):
+    name, parameter = next(iter(network.named_parameters()))
+    optimizer = optimizer_of(network)
+    tensors = {
+        f"{name}/step": torch.tensor(1.0),
+        f"{name}/exp_avg": torch.zeros_like(parameter),
+        f"{name}/exp_avg_sq": torch.zeros_like(parameter),
+    }
+    if value is None:
+        del tensors[f"{name}/{key}"]
+    else:
+        tensors[f"{name}/{key}"] = value
+    with pytest.raises(CheckpointError, match="the optimizer's state"):
+        load_optimizer_tensors(network, optimizer, tensors)
