@@ -203,6 +203,10 @@ def open_to_resume(path: Path) -> Checkpoint:
             "resume the run that it was made of; start a new run from it with experiment.init_from; evaluate it or "
             "predict with it as it is"
         )
+    state, manifest = checkpoint.state, checkpoint.manifest
+    for key, expected in (("step", manifest.step), ("epoch", manifest.epoch)):
+        if type(state.get(key)) is not int or state[key] != expected:
+            raise CheckpointError(f"{path}/state.json: {key} is {state.get(key)!r}, in the manifest {expected}")
     return checkpoint
 
 

@@ -329,7 +329,8 @@ class Trainer:
         with suppress(CheckpointError):  # what is being written now is not wanted any more
             self.saver.settle(wait=True)
         source = once(self.accelerator, lambda: self.folder.last_sound(finding.sound_until))
-        suspects = {index for of_rank in gather_object([self.watch.suspects()]) for index in of_rank}
+        of_ranks = gather_object([self.watch.suspects()])
+        suspects = set[int]().union(*(bad for bad, _ in of_ranks)).difference(*(good for _, good in of_ranks))
         changes = self.recovery.roll_back(at.step, suspects, len(self.train_source))
         books = self.recovery.state_dict()
         if source is not None:

@@ -27,6 +27,7 @@ class Watch:
         self._problems: list[str] = []
         self._samples: deque[tuple[int, list[int]]] = deque(maxlen=1000)
         self._suspects: set[int] = set()
+        self._cleared: set[int] = set()
 
     def began(self, step: int, samples: list[int]) -> None:
         """Notes the indices of this rank's samples of attempted step `step`."""
@@ -56,8 +57,7 @@ class Watch:
         findings = []
         of_step = dict(self._samples)
         for report in reports:
-            if not report.finite:
-                self._suspects.update(of_step.get(report.step, ()))
+            (self._cleared if report.finite else self._suspects).update(of_step.get(report.step, ()))
             found = [guard.after_step(report, scale) for guard in self._of_steps.values()]
             findings += [finding for finding in found if finding is not None]
         return findings
@@ -67,10 +67,9 @@ class Watch:
         finding = self._scores.after_validation(step, images)
         return [] if finding is None else [finding]
 
-    def suspects(self) -> list[int]:
-        """This rank's samples of steps that were not finite, since the last call."""
-        found, self._suspects = sorted(self._suspects), set()
-        return found
+    def suspects(self) -> tuple[set[int], set[int]]:
+        """This rank's samples of steps that were not finite, and those of steps that were: these are not at fault."""
+        return self._suspects, self._cleared
 
     def state_dict(self) -> dict[str, Any]:
         guards = {name: guard.state_dict() for name, guard in self._of_steps.items()}

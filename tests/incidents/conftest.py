@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from camox.errors import CamoxError
+from tests.conftest import fp16_accelerator
 
 EXPERIMENT = """
 [experiment]
@@ -91,8 +92,9 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> float:
     return outcome.iou
 
 
-def train(folder: Path, *overrides: str, guards: bool = True, accelerator: Any = None) -> Outcome:
+def train(folder: Path, *overrides: str, guards: bool = True, fp16: bool = False) -> Outcome:
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, GradientState, PartialState
 
     from camox.experiment import Experiment
     from camox.training.trainer import Trainer
@@ -101,9 +103,11 @@ def train(folder: Path, *overrides: str, guards: bool = True, accelerator: Any =
     file.write_text(EXPERIMENT)
     output = folder / ("with" if guards else "without")
     experiment = Experiment.load(file, [*overrides, *(() if guards else GUARDS_OFF)], output)
-    error = ""
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+    accelerator, error = fp16_accelerator() if fp16 else Accelerator(cpu=True), ""
     try:
-        Trainer(experiment, None, accelerator or Accelerator(cpu=True)).run()
+        Trainer(experiment, None, accelerator).run()
     except CamoxError as failure:
         error = str(failure)
     run = experiment.run_folder

@@ -10,7 +10,6 @@ import torch
 from camox.data.loading import TrainSet
 from camox.training.step import TrainingStep
 from camox.training.trainer import Trainer
-from tests.conftest import fp16_accelerator
 from tests.incidents.conftest import Outcome
 
 STEPS = 7
@@ -63,9 +62,9 @@ def test_overflow_under_fp16(run_tiny, clean):
         return 1e6 if step in (20, 33) else 1.0
 
     with losses_times(factor):
-        lost(run_tiny(guards=False, accelerator=fp16_accelerator()), clean)
+        lost(run_tiny(guards=False, fp16=True), clean)
     with losses_times(factor):
-        outcome = run_tiny(accelerator=fp16_accelerator())
+        outcome = run_tiny(fp16=True)
     survived(outcome, clean)
     assert "skipped_step" in outcome.kinds
 
@@ -125,13 +124,14 @@ def rates_times(factor: float, steps: range) -> Iterator[None]:
         yield
 
 
-def test_a_rate_fifty_times_too_high_for_ten_steps(run_tiny, clean):
-    """Incident 4: late in the run, so that what is lost cannot be learned again."""
-    steps = range(6 * STEPS + 1, 6 * STEPS + 11)
-    with rates_times(50.0, steps):
-        lost(run_tiny(guards=False), clean)
-    with rates_times(50.0, steps):
-        outcome = run_tiny()
+def test_a_rate_far_too_high_for_ten_steps(run_tiny, clean):
+    """Incident 4. Clipping alone survives 50 times the rate (IoU 0.60, where a clean run has 0.76); 200 times it does
+    not. Late in the run, so that what is lost cannot be learned again, and without an average that remembers."""
+    steps = range(5 * STEPS + 1, 5 * STEPS + 11)
+    with rates_times(200.0, steps):
+        lost(run_tiny("ema.enabled=false", guards=False), clean)
+    with rates_times(200.0, steps):
+        outcome = run_tiny("ema.enabled=false")
     survived(outcome, clean)
     assert "rollback" in outcome.kinds
 
@@ -166,7 +166,7 @@ def test_one_bad_batch_in_every_few_steps_under_fp16(run_tiny, clean):
 
     small = ("precision.min_scale=64",)
     with losses_times(factor):
-        lost(run_tiny(*small, guards=False, accelerator=fp16_accelerator()), clean)
+        lost(run_tiny(*small, guards=False, fp16=True), clean)
     with losses_times(factor):
-        outcome = run_tiny(*small, accelerator=fp16_accelerator())
+        outcome = run_tiny(*small, fp16=True)
     survived(outcome, clean)
