@@ -18,7 +18,7 @@ from camox.errors import DataError
 from camox.experiment import Experiment, ResolvedPhase
 from camox.models.camoxpert import CamoXpert
 from camox.models.router import Routing
-from camox.training.building import build_training_step, open_data, wrap_for_training
+from camox.training.building import build_network, build_training_step, open_data, wrap_for_training
 from camox.training.phases import frozen_stages, phase_loader
 from camox.training.processes import build_accelerator
 from camox.training.sampler import EpochBatches
@@ -132,7 +132,7 @@ def build_subject(experiment: Experiment) -> Subject:
     source, held_out = open_data(experiment)
     # Compiled code computes the same, minutes later.
     plain = experiment.model_copy(update={"model": experiment.model.model_copy(update={"compile": False})})
-    network = CamoXpert.from_experiment(plain).to(accelerator.device)
+    network = build_network(plain, accelerator.device)
     return Subject(plain, accelerator, network, source, held_out)
 
 

@@ -54,6 +54,10 @@ class Identity(Table):
     tags: tuple[str, ...] = ()
     """Words to find the run by in the tracker."""
 
+    init_from: str | None = Field(default=None, min_length=1)
+    """Run or checkpoint to start from, with its better weights and nothing else of its state: for fine-tuning. The
+    backbone's own weights are then not fetched."""
+
     max_hours: float | None = Field(default=None, gt=0)
     """Save and stop, with exit code 4, before the run has taken this long; `--resume auto` goes on. For machines that
     end a session at a fixed time."""

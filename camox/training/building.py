@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 
+import torch
 from accelerate import Accelerator
 from torch import nn
 
 from camox.data.samples import Source
 from camox.data.sources import Subset, open_training_sources
+from camox.errors import CheckpointError
 from camox.experiment import Experiment
+from camox.inference.loaded_model import load_model
 from camox.losses.composite import SegmentationObjective
 from camox.models.balance import RoutingObjective
 from camox.models.camoxpert import CamoXpert
@@ -16,6 +19,7 @@ from camox.tracking.trackers import JsonlTracker, Trackers, WandbTracker
 from camox.training.ema import WeightAverage
 from camox.training.optimization import build_optimizer
 from camox.training.phases import TrainingShell
+from camox.training.run_state import load_into
 from camox.training.step import TrainingStep
 
 
@@ -32,6 +36,31 @@ def open_data(experiment: Experiment) -> tuple[Source | Subset, Source | Subset]
         data.val_fraction,
         experiment.experiment.seed,
     )
+
+
+def build_network(experiment: Experiment, device: torch.device, trained: bool = True) -> CamoXpert:
+    """The network of an experiment on a device.
+
+    Args:
+        trained: whether to start from `experiment.init_from`, where it names something, or from the backbone's own
+            weights; if not, because a checkpoint is to be loaded, the weights are random.
+
+    Raises:
+        CheckpointError: there is nothing to start from at that path, or it is of another network.
+        ExperimentError: the backbone cannot be built.
+    """
+    start = experiment.experiment.init_from
+    if trained and start is None:
+        return CamoXpert.from_experiment(experiment).to(device)
+    model = experiment.model.model_copy(update={"pretrained": False, "weights": None})
+    network = CamoXpert.from_experiment(experiment.model_copy(update={"model": model}))
+    if trained and start is not None:
+        try:
+            loaded = load_model(start, device="cpu")
+            load_into(network, loaded.model.state_dict(), str(loaded.checkpoint))
+        except CheckpointError as error:
+            raise CheckpointError(f"experiment.init_from = {start}: {error}") from error
+    return network.to(device)
 
 
 def build_training_step(experiment: Experiment, accelerator: Accelerator, network: CamoXpert) -> TrainingStep:

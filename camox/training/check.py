@@ -1,11 +1,14 @@
 """Builds everything an experiment needs and trains nothing: what is wrong is found before a GPU is waited for."""
 
+import torch
+
 from camox.data.loading import TrainSet
 from camox.data.sources import open_sources, open_training_sources
 from camox.experiment import Experiment
 from camox.models.backbone import pretrained_source
 from camox.models.camoxpert import CamoXpert
 from camox.tracking.console import Console
+from camox.training.building import build_network
 from camox.training.run_folder import RunFolder
 from camox.training.sampler import EpochBatches
 
@@ -21,8 +24,11 @@ def check(experiment: Experiment) -> None:
     console = Console()
     for warning in experiment.warnings:
         console.warning(warning)
-    model = experiment.model
-    if model.pretrained and model.weights is None:
+    model, start = experiment.model, experiment.experiment.init_from
+    if start is not None:
+        network = build_network(experiment, torch.device("cpu"))
+        console.notice(f"training starts from the weights of {start}")
+    elif model.pretrained and model.weights is None:
         without = model.model_copy(update={"pretrained": False})
         network = CamoXpert.from_experiment(experiment.model_copy(update={"model": without}))
         source = pretrained_source(model.backbone)

@@ -19,14 +19,13 @@ from camox.errors import CheckpointError, DataError, NotFinite, TrainingPaused, 
 from camox.experiment import Experiment, ResolvedPhase
 from camox.inference.evaluation import evaluate
 from camox.models.backbone import STRIDES
-from camox.models.camoxpert import CamoXpert
 from camox.stability.guards import Finding, Proposal
 from camox.stability.recovery import Recovery, RollBack
 from camox.tracking.console import Console, TrainingProgress
 from camox.tracking.events import EventLog
 from camox.tracking.trackers import Trackers
 from camox.training.announcement import announce, say_done
-from camox.training.building import build_training_step, open_data, open_trackers, wrap_for_training
+from camox.training.building import build_network, build_training_step, open_data, open_trackers, wrap_for_training
 from camox.training.interruption import SAVE, STOP, TROUBLE, Agreement, Signals, TimeLimit
 from camox.training.phases import (
     controls_at,
@@ -120,7 +119,7 @@ class Trainer:
         if data.test:  # opened here already: not after 200 epochs should a wrong path be found
             open_sources([source.plain() for source in data.test], split="test")
 
-        self.network = CamoXpert.from_experiment(experiment).to(accelerator.device)
+        self.network = build_network(experiment, accelerator.device)
         self.training_step = step = build_training_step(experiment, accelerator, self.network)
         self.optimizer, self.average = step.optimizer, step.average
         self.routing = RoutingWatch(self.network)

@@ -64,3 +64,11 @@ def test_batch_recipes_have_the_agreed_numbers(name, batches, lr, unfreeze, chec
     )
     assert experiment.model.gradient_checkpointing == checkpointing
     assert (experiment.schedule.name, experiment.schedule.min_lr) == ("cosine", 1e-5)
+
+
+def test_recovery_is_the_second_stage_alone_at_a_low_rate():
+    experiment = recipe("recovery_384")
+    (phase,) = experiment.phases_resolved()
+    assert (phase.batch_size, phase.accumulate, phase.lr, phase.unfreeze) == (1, 4, 1.5e-4, "progressive")
+    assert (experiment.schedule.min_lr, experiment.model.deep_supervision) == (1e-5, True)
+    assert experiment.experiment.init_from is not None

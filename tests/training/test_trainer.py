@@ -16,8 +16,8 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from safetensors.torch import load_file
 
 from camox.checkpoints.scan import scan
-from camox.checkpoints.store import list_checkpoints
-from camox.errors import DataError, ExperimentError, TrainingPaused, TrainingStopped
+from camox.checkpoints.store import list_checkpoints, read_checkpoint
+from camox.errors import CheckpointError, DataError, ExperimentError, TrainingPaused, TrainingStopped
 from camox.training.routing import routed_images
 from camox.training.step import TrainingStep
 from camox.training.trainer import Trainer
@@ -348,6 +348,22 @@ def test_accumulation_ends_an_epoch_with_its_true_tail(tiny_experiment, monkeypa
     monkeypatch.setattr(TrainingStep, "__call__", take_and_count)
     train(experiment)
     assert windows == [3, 3, 2, 3, 1]
+
+
+def test_a_run_may_start_from_the_weights_of_another_and_nothing_else(tiny_experiment, tmp_path):
+    first = train(tiny_experiment(output=tmp_path / "first"))
+    start = f"experiment.init_from={first}"
+    trainer = Trainer(tiny_experiment(start, output=tmp_path / "second"), None, Accelerator(cpu=True))
+    trainer._build()
+    best = read_checkpoint(first / "checkpoints" / (first / "checkpoints" / "best").read_text().strip())
+    weights = [best.tensors(stem) for stem in ("model", "ema")]
+    ours = trainer.network.state_dict()
+    assert any(all(torch.equal(ours[name], tensor) for name, tensor in one.items()) for one in weights)
+    assert trainer.at.step == 0
+    with pytest.raises(CheckpointError, match=r"init_from.*does not fit"):
+        train(tiny_experiment(start, "model.width=16", output=tmp_path / "third"))
+    with pytest.raises(CheckpointError, match="init_from = nowhere: .*no such folder"):
+        train(tiny_experiment("experiment.init_from=nowhere", output=tmp_path / "fourth"))
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(tiny_experiment):
