@@ -59,7 +59,7 @@ def build_network(experiment: Experiment, device: torch.device, trained: bool = 
             loaded = load_model(start, device="cpu")
             load_into(network, loaded.model.state_dict(), str(loaded.checkpoint))
         except CheckpointError as error:
-            raise CheckpointError(f"experiment.init_from = {start}: {error}") from error
+            raise CheckpointError(f"experiment.init_from: {error}") from error
     return network.to(device)
 
 
