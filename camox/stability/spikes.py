@@ -14,8 +14,9 @@ class SpikeDetector:
     """Keeps the last 64 losses and norms of steps that were taken, and says when new ones are far above them.
 
     Far is more than `threshold` robust deviations above the median, a deviation being 1.4826 times the median absolute
-    one (what a normal distribution's standard deviation is), and at least a tenth of the median: a quiet stretch of
-    training must not make an ordinary step look wild. All is done on the device; nothing waits for it.
+    one (what a normal distribution's standard deviation is), and at least a tenth of the median for losses and half of
+    it for norms, which clipping limits anyway: a quiet stretch of training must not make an ordinary step look wild.
+    All is done on the device; nothing waits for it.
 
     Args:
         threshold: deviations above the median that are far.
@@ -26,6 +27,7 @@ class SpikeDetector:
         self.threshold = threshold
         self.patience = patience
         self._last = torch.full((2, WINDOW), torch.nan, device=device)
+        self._least = torch.tensor([0.1, 0.5], device=device)
         self._count = torch.zeros((), dtype=torch.int64, device=device)
         self._in_a_row = torch.zeros((), dtype=torch.int64, device=device)
 
@@ -35,7 +37,7 @@ class SpikeDetector:
         values = torch.stack([loss.detach().float(), norm.float()])
         median = self._last.nanmedian(dim=1).values
         deviation = 1.4826 * (self._last - median[:, None]).abs().nanmedian(dim=1).values
-        limit = median + self.threshold * torch.maximum(deviation, 0.1 * median)
+        limit = median + self.threshold * torch.maximum(deviation, self._least * median)
         far = (values > limit).any() & (self._count >= FEWEST)
         finite = values.isfinite().all()
         self._in_a_row = torch.where(far, self._in_a_row + 1, 0)

@@ -54,6 +54,13 @@ def frozen_stages(epoch: int, phases: Sequence[ResolvedPhase]) -> int:
     return len(STRIDES) - -(-len(STRIDES) * (index + 1) // phase.epochs)
 
 
+def begins_stage(epoch: int, phases: Sequence[ResolvedPhase]) -> bool:
+    """Whether other parts are trained, or on other sizes, than in the epoch before."""
+    if epoch == 0 or phase_of(epoch, phases) is not phase_of(epoch - 1, phases):
+        return True
+    return frozen_stages(epoch, phases) != frozen_stages(epoch - 1, phases)
+
+
 def _located(epoch: int, phases: Sequence[ResolvedPhase]) -> tuple[ResolvedPhase, int]:
     """The phase of an epoch, and which of the phase's epochs it is."""
     assert epoch >= 0, epoch

@@ -27,13 +27,7 @@ from camox.tracking.trackers import Trackers
 from camox.training.announcement import announce, say_done
 from camox.training.building import build_network, build_training_step, open_data, open_trackers, wrap_for_training
 from camox.training.interruption import SAVE, STOP, TROUBLE, Agreement, Signals, TimeLimit
-from camox.training.phases import (
-    controls_at,
-    frozen_stages,
-    phase_loader,
-    phase_of,
-    phase_sampler,
-)
+from camox.training.phases import begins_stage, controls_at, frozen_stages, phase_loader, phase_of, phase_sampler
 from camox.training.processes import Result, build_accelerator, once, share_buffers
 from camox.training.routing import RoutingWatch
 from camox.training.run_folder import RunFolder, outcome
@@ -206,6 +200,8 @@ class Trainer:
         """Trains what is left of the epoch: all of it, unless the run was resumed within."""
         at, steps = self.at, self._steps_in(phase)
         self.sampler.set_position(at.epoch, at.batch, at.attempt)
+        if at.batch == 0 and begins_stage(at.epoch, self.phases) and self.training_step.spikes is not None:
+            self.training_step.spikes.reset()  # with other parts trained, other losses and norms are normal
         self.network.train()
         progress.start_epoch(phase.name, at.epoch + 1, steps)
         clock = Clock()

@@ -37,6 +37,11 @@ def test_the_third_far_step_in_a_row_is_skipped_and_all_that_follow(which):
     assert verdicts == [False] * 42 + [True] * 2
 
 
+def test_norms_three_times_as_large_for_good_are_the_business_of_clipping():
+    """As where more of the network is trained."""
+    assert not any(fed(detector(), [1.0] * 80, [1.0] * 40 + [3.0] * 40))
+
+
 def test_a_single_far_step_is_clipped_like_any_other():
     assert not any(fed(detector(), [1.0] * 40 + [9.0, 1.0] * 5))
 

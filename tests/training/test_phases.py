@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from camox.experiment import ResolvedPhase
-from camox.training.phases import controls_at, frozen_stages, phase_of
+from camox.training.phases import begins_stage, controls_at, frozen_stages, phase_of
 
 
 def phase(epochs: int, unfreeze: str = "all", freeze: tuple[str, ...] = ()) -> ResolvedPhase:
@@ -36,6 +36,12 @@ def test_a_phase_freezes_all_stages_or_none(tiny_experiment):
 def test_stages_join_one_by_one_over_a_progressive_phase(epochs, expected):
     phases = [phase(2, freeze=("backbone",)), phase(epochs, "progressive"), phase(1)]
     assert [frozen_stages(epoch, phases) for epoch in range(epochs + 3)] == [4, 4, *expected, 0]
+
+
+def test_a_stage_begins_with_the_run_with_a_phase_and_where_more_is_trained():
+    phases = [phase(2, freeze=("backbone",)), phase(6, "progressive"), phase(2)]
+    begun = [epoch for epoch in range(10) if begins_stage(epoch, phases)]
+    assert begun == [0, 2, 3, 5, 6, 8]
 
 
 @given(st.integers(1, 200))
