@@ -49,7 +49,9 @@ PHASE = st.fixed_dictionaries(
 IDENTITY = st.fixed_dictionaries(
     {"name": NAME}, optional={"notes": TEXT, "tags": st.lists(TEXT, max_size=3), "seed": st.integers(0, 99)}
 )
-AUGMENTATION = st.fixed_dictionaries({"name": NAME, "p": FRACTION, "size": st.lists(st.integers(-(2**63), 2**63 - 1), max_size=2)})
+AUGMENTATION = st.fixed_dictionaries(
+    {"name": NAME, "p": FRACTION, "size": st.lists(st.integers(-(2**63), 2**63 - 1), max_size=2)}
+)
 DATA = st.fixed_dictionaries(
     {"train": st.lists(SOURCE, min_size=1, max_size=3)},
     optional={
