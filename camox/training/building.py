@@ -1,7 +1,5 @@
 """What a run is made of, built from its experiment: data, and the step that trains a network on them."""
 
-from collections.abc import Callable
-
 import torch
 from accelerate import Accelerator
 from torch import nn
@@ -15,7 +13,6 @@ from camox.losses.composite import SegmentationObjective
 from camox.models.balance import RoutingObjective
 from camox.models.camoxpert import CamoXpert
 from camox.stability.spikes import SpikeDetector
-from camox.tracking.trackers import JsonlTracker, Trackers, WandbTracker
 from camox.training.ema import WeightAverage
 from camox.training.optimization import build_optimizer
 from camox.training.phases import TrainingShell
@@ -92,25 +89,3 @@ def wrap_for_training(network: CamoXpert, accelerator: Accelerator, frozen_stage
     # Not moved again: what holds the network's tensors (average, guards) would be left with copies nobody trains.
     shell: nn.Module = accelerator.prepare(TrainingShell(network), device_placement=[False])
     return shell
-
-
-def open_trackers(experiment: Experiment, step: int, warn: Callable[[str], None]) -> Trackers:
-    """Where a run's numbers go, on its main process; `step` is the one it goes on from, 0 for a new run.
-
-    Raises:
-        ExperimentError: Weights & Biases is asked for and cannot be had.
-    """
-    settings, folder = experiment.tracking, experiment.run_folder
-    wandb = WandbTracker(
-        settings.wandb,
-        settings.project,
-        settings.entity,
-        experiment.experiment.name,
-        experiment.plain(),
-        folder,
-        experiment.experiment.notes,
-        experiment.experiment.tags,
-        resume=step > 0,
-        warn=warn,
-    )
-    return Trackers([JsonlTracker(folder / "metrics.jsonl", resume_step=step), wandb])

@@ -21,14 +21,14 @@ from camox.inference.evaluation import evaluate
 from camox.models.backbone import STRIDES
 from camox.stability.guards import Finding, Proposal
 from camox.stability.recovery import Recovery, RollBack
-from camox.tracking.console import Console, TrainingProgress
-from camox.tracking.events import EventLog
-from camox.tracking.trackers import Trackers
+from camox.tracking.console import TrainingProgress
+from camox.tracking.events import Severity
 from camox.training.announcement import announce, say_done
-from camox.training.building import build_network, build_training_step, open_data, open_trackers, wrap_for_training
+from camox.training.building import build_network, build_training_step, open_data, wrap_for_training
 from camox.training.interruption import SAVE, STOP, TROUBLE, Agreement, Signals, TimeLimit
 from camox.training.phases import begins_stage, controls_at, frozen_stages, phase_loader, phase_of, phase_sampler
 from camox.training.processes import Result, build_accelerator, once, share_buffers
+from camox.training.reporting import Reporter
 from camox.training.routing import RoutingWatch
 from camox.training.run_folder import RunFolder, outcome
 from camox.training.run_state import (
@@ -66,7 +66,8 @@ class Trainer:
         self.resume = resume
         self.phases = experiment.phases_resolved()
         self.accelerator = accelerator or build_accelerator(experiment)
-        self.console = Console(active=self.accelerator.is_main_process)
+        self.reporter = Reporter(active=self.accelerator.is_main_process)
+        self.console = self.reporter.console
         self.folder = RunFolder(experiment.run_folder)
         self.phase: ResolvedPhase | None = None
         self.frozen_stages: int | None = None
@@ -89,7 +90,7 @@ class Trainer:
                     self._restore(open_to_resume(checkpoint))
                 elif self.recovery.max_rollbacks:
                     self.beginning = self.state.remember(self.at)
-                self._start_tracking()
+                self._introduce()
                 self._train()
                 self._finish()
                 # Left to the interpreter's end, the threads of gloo abort the process now and then.
@@ -134,14 +135,10 @@ class Trainer:
         # Weights began alike on all ranks; dropout and routing noise must not.
         torch.manual_seed(settings.seed + accelerator.process_index)
 
-    def _start_tracking(self) -> None:
-        self.trackers = Trackers([])
+    def _introduce(self) -> None:
         data = self.train_source, self.held_out
         announce(self.console, self.experiment, self.accelerator, self.network, *data, self.at)
-        if not self.accelerator.is_main_process:
-            return
-        self.events = EventLog(self.folder.path / "events.jsonl")
-        self.trackers = open_trackers(self.experiment, self.at.step, lambda text: self._event("tracking", text))
+        self.reporter.open(self.experiment, self.at)
         kind = "resume" if self.at.step else "start"
         self._event(kind, f"{kind} at epoch {self.at.epoch}, step {self.at.step}", severity="info")
 
@@ -227,7 +224,7 @@ class Trainer:
                 self._watch_steps()
                 values = self._values(phase, controls, position, clock)
                 progress.advance(at.step, values)
-                self.trackers.log(values, step=at.step, epoch=at.epoch, phase=phase.name)
+                self.reporter.log(values, step=at.step, epoch=at.epoch, phase=phase.name)
             self._heed_requests()
 
     def _heed_requests(self) -> None:
@@ -372,7 +369,7 @@ class Trainer:
         assert self.phase is not None
         values, collapses = self.routing.evaluate(raw.routed, self.at.step)
         values |= score_values(scores)
-        self.trackers.log(values, step=self.at.step, epoch=self.at.epoch - 1, phase=self.phase.name)
+        self.reporter.log(values, step=self.at.step, epoch=self.at.epoch - 1, phase=self.phase.name)
         proposal: Proposal = "calm_routers" if self.experiment.stability.collapse else "note"
         findings = [Finding("router_collapse", c.message, proposal, details=c.details) for c in collapses]
         monitor = self.experiment.checkpoints.monitor
@@ -414,7 +411,7 @@ class Trainer:
         self.console.checkpoint(saved.path, seconds=saved.seconds, note=saved.note)
         values = {"checkpoint/seconds": saved.seconds, "checkpoint/blocked_seconds": saved.blocked}
         phase = phase_of(max(0, at.epoch - (at.batch == 0)), self.phases)
-        self.trackers.log(values, step=at.step, epoch=at.epoch - (at.batch == 0), phase=phase.name)
+        self.reporter.log(values, step=at.step, epoch=at.epoch - (at.batch == 0), phase=phase.name)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         path = checkpoint.path
@@ -454,11 +451,8 @@ class Trainer:
         # Dropped by name: left to the garbage collector, each loader's workers would be waited for, 5 s each.
         for loader in ("loader", "validator"):
             vars(self).pop(loader, None)
-        if hasattr(self, "events"):
-            self._event("end", reason, severity="info" if code == 0 else "error", details={"code": code})
-            self.events.close()
-        if hasattr(self, "trackers"):
-            self.trackers.finish()
+        self._event("end", reason, severity="info" if code == 0 else "error", details={"code": code})
+        self.reporter.close()
         # An unreadable sample is met by one process alone; the others only see it go.
         if self.accelerator.is_main_process or isinstance(error, DataError):
             try:
@@ -476,12 +470,8 @@ class Trainer:
 
     # ---- small things
 
-    def _event(self, kind: str, message: str, severity: Any = "warning", details: dict[str, Any] | None = None) -> None:
-        if not self.accelerator.is_main_process:
-            return
-        self.events.append(kind, message, step=self.at.step, epoch=self.at.epoch, severity=severity, details=details)
-        if severity == "warning":
-            self.console.warning(message)
+    def _event(self, kind: str, message: str, severity: Severity = "warning", details: Any = None) -> None:
+        self.reporter.event(kind, message, self.at, severity, details)
 
     def _sampler(self, phase: ResolvedPhase) -> EpochBatches:
         seed, left_out = self.experiment.experiment.seed, self.recovery.left_out

@@ -1,0 +1,74 @@
+"""What a run says while it goes on: to the console, to events.jsonl, and to the trackers."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from camox.experiment import Experiment
+from camox.tracking.console import Console
+from camox.tracking.events import EventLog, Severity
+from camox.tracking.trackers import JsonlTracker, Trackers, WandbTracker
+from camox.training.run_state import Position
+
+
+class Reporter:
+    """Hands events and numbers on; silent on all processes but the main one, and before `open`.
+
+    Args:
+        active: whether this is the main process.
+    """
+
+    def __init__(self, active: bool):
+        self.active = active
+        self.console = Console(active=active)
+        self._events: EventLog | None = None
+        self._trackers = Trackers([])
+
+    def open(self, experiment: Experiment, at: Position) -> None:
+        """Opens the files of the run's folder, and Weights & Biases if it is wanted, for a run that goes on from `at`.
+
+        Raises:
+            ExperimentError: Weights & Biases is asked for and cannot be had.
+        """
+        if not self.active:
+            return
+        settings, folder = experiment.tracking, experiment.run_folder
+        self._events = EventLog(folder / "events.jsonl")
+        wandb = WandbTracker(
+            settings.wandb,
+            settings.project,
+            settings.entity,
+            experiment.experiment.name,
+            experiment.plain(),
+            folder,
+            experiment.experiment.notes,
+            experiment.experiment.tags,
+            resume=at.step > 0,
+            warn=lambda text: self.event("tracking", text, at),
+        )
+        self._trackers = Trackers([JsonlTracker(folder / "metrics.jsonl", resume_step=at.step), wandb])
+
+    def event(
+        self,
+        kind: str,
+        message: str,
+        at: Position,
+        severity: Severity = "warning",
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Keeps an event; warnings are shown too."""
+        if self._events is None:
+            return
+        self._events.append(kind, message, step=at.step, epoch=at.epoch, severity=severity, details=details)
+        if severity == "warning":
+            self.console.warning(message)
+
+    def log(self, values: Mapping[str, Any], step: int, epoch: int, phase: str) -> None:
+        """Hands the numbers of a step to the trackers."""
+        self._trackers.log(values, step=step, epoch=epoch, phase=phase)
+
+    def close(self) -> None:
+        """Closes files and trackers; what is said later is lost."""
+        if self._events is not None:
+            self._events.close()
+            self._events = None
+        self._trackers.finish()
