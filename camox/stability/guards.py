@@ -15,6 +15,9 @@ import numpy as np
 from camox.checkpoints.store import is_better
 from camox.errors import DataError
 
+RISEN = 1.1
+"""Factor of the loss at the best validation from which on it counts as risen: where a learned measure is halved, the
+loss is far above it."""
 Proposal = Literal["note", "lower_rate", "roll_back", "calm_routers"]
 
 
@@ -213,6 +216,9 @@ class Scores:
     may already fall, by more than 0.05. An explosion is a fall below half of the best (of a measure that is better the
     lower it is: to more than twice the best).
 
+    Neither counts unless the loss of the same images has risen too. A model that has hardly begun to learn scores
+    0.2 and 0.07 by turns, while its loss falls all the time.
+
     Args:
         monitor: name of the measure.
         decline, explosion: whether to look for each.
@@ -222,49 +228,54 @@ class Scores:
         self.monitor = monitor
         self.decline = decline
         self.explosion = explosion
-        self._last: list[tuple[int, list[float]]] = []
-        self._best: tuple[int, float] | None = None
+        self._last: list[tuple[int, float, list[float]]] = []
+        self._best: tuple[int, float, float] | None = None
         self._seen = 0
         self._since_lowered = 10**6
 
-    def after_validation(self, step: int, images: Sequence[float]) -> Finding | None:
-        """Takes in the measure of every image, always in the same order; images without it are left out."""
+    def after_validation(self, step: int, images: Sequence[float], loss: float) -> Finding | None:
+        """Takes in the measure of every image, always in the same order, and the mean loss; images without the measure
+        are left out."""
         if not images:
             return None
         self._seen += 1
         self._since_lowered += 1
-        self._last = [*self._last, (step, list(images))][-4:]
+        self._last = [*self._last, (step, loss, list(images))][-4:]
         mean = float(np.mean(images))
-        finding = self._exploded(mean) or self._declined()
-        if self._best is None or is_better(mean, self._best[1], self.monitor):
-            self._best = (step, mean)
+        finding = self._exploded(mean, loss) or self._declined()
+        if self._best is None or is_better(mean, self._best[2], self.monitor):
+            self._best = (step, loss, mean)
         return finding
 
-    def _exploded(self, mean: float) -> Finding | None:
+    def _exploded(self, mean: float, loss: float) -> Finding | None:
         if not self.explosion or self._best is None:
             return None
-        step, best = self._best
+        step, loss_then, best = self._best
         lower = is_better(0.0, 1.0, self.monitor)
         worse = mean > 2 * best + 0.02 if lower else best >= 0.1 and mean < best / 2
-        if not (worse or math.isnan(mean)):
+        # A negated comparison, so that NaN is not sound.
+        if not (math.isnan(mean) or (worse and not loss < RISEN * loss_then)):
             return None
         message = f"{self.monitor} is {mean:.3f} after a best of {best:.3f} at step {step}"
-        return Finding("explosion", message, "roll_back", details={"score": mean, "best": best}, sound_until=step)
+        details = {"score": mean, "best": best, "loss": loss, "loss_at_best": loss_then}
+        return Finding("explosion", message, "roll_back", details=details, sound_until=step)
 
     def _declined(self) -> Finding | None:
         if not self.decline:
             return None
-        falls = [self._fall(earlier[1], later[1]) for earlier, later in zip(self._last, self._last[1:], strict=False)]
+        falls = [self._fall(earlier[2], later[2]) for earlier, later in zip(self._last, self._last[1:], strict=False)]
         second = self._seen == 2 and falls and falls[-1][0] > max(0.05, 2 * falls[-1][1])
         third = len(falls) == 3 and all(fall > 0 for fall, _ in falls)
         if third:
-            whole, error = self._fall(self._last[0][1], self._last[-1][1])
+            whole, error = self._fall(self._last[0][2], self._last[-1][2])
             third = whole > max(0.01, 2 * error)
-        if not (second or third):
+        loss_then, loss_now = (self._last[index][1] for index in (0, -1))
+        if not (second or third) or loss_now < loss_then:
             return None
-        before, now = (float(np.mean(self._last[index][1])) for index in (0, -1))
-        message = f"{self.monitor} fell from {before:.3f} to {now:.3f} in {len(falls)} validation(s)"
-        details = {"from": before, "to": now, "validations": len(falls)}
+        before, now = (float(np.mean(self._last[index][2])) for index in (0, -1))
+        over = "1 validation" if second else f"{len(falls)} validations"
+        message = f"{self.monitor} fell from {before:.3f} to {now:.3f} in {over}, and the loss did not"
+        details = {"from": before, "to": now, "validations": len(falls), "loss_from": loss_then, "loss_to": loss_now}
         sound = self._last[0][0]
         self._last = self._last[-1:]
         if self._since_lowered <= 10:
@@ -290,6 +301,6 @@ class Scores:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._last = [(step, images) for step, images in state["last"]]
-        self._best = None if state["best"] is None else (state["best"][0], state["best"][1])
+        self._last = [(step, loss, images) for step, loss, images in state["last"]]
+        self._best = None if state["best"] is None else (state["best"][0], state["best"][1], state["best"][2])
         self._seen, self._since_lowered = state["seen"], state["since_lowered"]

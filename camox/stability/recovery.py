@@ -86,13 +86,18 @@ class Recovery:
         rate_factor: on the learning rate, with each rollback.
         warmup_steps: over how many steps the rate rises after one.
         ladder: a rung for each rollback, the last one for all that follow; may be empty.
+        balance: the kind of balance that routers are trained with: what it does not have cannot be turned.
     """
 
-    def __init__(self, max_rollbacks: int, rate_factor: float, warmup_steps: int, ladder: tuple[Rung, ...]):
+    def __init__(
+        self, max_rollbacks: int, rate_factor: float, warmup_steps: int, ladder: tuple[Rung, ...], balance: str = "band"
+    ):
         self.max_rollbacks = max_rollbacks
         self.rate_factor = rate_factor
         self.warmup_steps = warmup_steps
         self.ladder = ladder
+        without = {"band": set[str](), "none": {"bias_rate", "balance_coefficient", "balance_warmup"}}
+        self._missing = without.get(balance, {"bias_rate"})
         self.adjustments = Adjustments()
         self.rollbacks = 0
         self.acts = 0
@@ -116,6 +121,7 @@ class Recovery:
                 else:
                     rungs, number = _ROUTER_GRADIENTS, self._gradient_rungs
                     self._gradient_rungs += 1
+                rungs = tuple(rung for rung in rungs if not self._missing.intersection(rung[1]))
                 if number >= len(rungs):
                     return Act("note", "")
                 self.acts += 1

@@ -75,7 +75,8 @@ class Trainer:
         self.plateau = Plateau(experiment.checkpoints.monitor, experiment.schedule.patience)
         policy = experiment.stability.policy
         self.watch = Watch(experiment)
-        self.recovery = Recovery(policy.max_rollbacks, policy.rate_factor, policy.warmup_steps, policy.ladder)
+        balance = experiment.model.moe.balance.kind
+        self.recovery = Recovery(policy.max_rollbacks, policy.rate_factor, policy.warmup_steps, policy.ladder, balance)
         self.beginning: Remembered | None = None
         self.signals = Signals()
         self.time_limit = TimeLimit(experiment.experiment.max_hours)
@@ -346,7 +347,7 @@ class Trainer:
     def _adjust(self) -> None:
         """Makes what recovery has changed hold in the parts that the controls of a step do not reach."""
         adjustments, moe = self.recovery.adjustments, self.experiment.model.moe
-        for stride in self.network.scales if moe.balance.kind == "band" else ():
+        for stride in self.network.scales if self.network.learns_routing and moe.balance.kind == "band" else ():
             self.network.balance(stride).bias_rate = moe.balance.bias_rate * adjustments.bias_rate
         if adjustments.noise_from is not None:
             self.network.set_routing_noise(max(1.0, moe.router.noise))
@@ -373,7 +374,8 @@ class Trainer:
         proposal: Proposal = "calm_routers" if self.experiment.stability.collapse else "note"
         findings = [Finding("router_collapse", c.message, proposal, details=c.details) for c in collapses]
         monitor = self.experiment.checkpoints.monitor
-        findings += self.watch.after_validation(self.at.step, [image[monitor] for image in raw.images])
+        images = [image[monitor] for image in raw.images]
+        findings += self.watch.after_validation(self.at.step, images, raw.summary["loss"])
         self._heed(findings)
         return scores
 

@@ -62,9 +62,9 @@ class Watch:
             findings += [finding for finding in found if finding is not None]
         return findings
 
-    def after_validation(self, step: int, images: Sequence[float]) -> list[Finding]:
-        """What the monitored measure of every image says, of the raw weights."""
-        finding = self._scores.after_validation(step, images)
+    def after_validation(self, step: int, images: Sequence[float], loss: float) -> list[Finding]:
+        """What the monitored measure of every image and the mean loss say, of the raw weights."""
+        finding = self._scores.after_validation(step, images, loss)
         return [] if finding is None else [finding]
 
     def suspects(self) -> tuple[set[int], set[int]]:

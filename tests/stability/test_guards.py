@@ -1,5 +1,7 @@
 """Each guard fires when it must, says what it saw, and is silent on what is routine."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -90,13 +92,19 @@ def test_spikes_that_stay_ask_for_a_rollback_to_before_them():
 IMAGES = np.random.default_rng(0).uniform(0.3, 0.9, 200)
 
 
-def validations(*means: float, spread: float = 0.05, monitor: str = "iou", **switches: bool) -> list[Finding | None]:
-    """What is found when the same images score those means, each image moving a little by itself."""
+def validations(
+    *means: float, spread: float = 0.05, monitor: str = "iou", losses: Sequence[float] = (), **switches: bool
+) -> list[Finding | None]:
+    """What is found when the same images score those means, each image moving a little by itself, while the loss is as
+    far from 1 as the mean is from 0 where no other is given."""
+    losses = losses or [mean if monitor == "mae" else 1 - mean for mean in means]
     generator = np.random.default_rng(1)
     guard = Scores(monitor, **({"decline": True, "explosion": True} | switches))
     return [
-        guard.after_validation(100 * number, list(IMAGES - IMAGES.mean() + mean + generator.normal(0, spread, 200)))
-        for number, mean in enumerate(means, start=1)
+        guard.after_validation(
+            100 * number, list(IMAGES - IMAGES.mean() + mean + generator.normal(0, spread, 200)), loss
+        )
+        for number, (mean, loss) in enumerate(zip(means, losses, strict=True), start=1)
     ]
 
 
@@ -135,6 +143,18 @@ def test_less_than_half_of_the_best_is_an_explosion():
     assert (last.proposal, last.kind, last.sound_until) == ("roll_back", "explosion", 200)
 
 
+def test_a_measure_that_falls_alone_while_the_loss_does_too_is_a_model_that_has_hardly_begun():
+    assert validations(0.2, 0.21, 0.07, losses=(1.55, 1.53, 1.50)) == [None] * 3
+    assert validations(0.6, 0.7, 0.69, 0.67, 0.65, losses=(0.9, 0.8, 0.79, 0.78, 0.77)) == [None] * 5
+    assert validations(0.5, 0.4, losses=(1.0, 0.9)) == [None] * 2
+
+
+def test_a_loss_that_is_nan_has_risen():
+    assert [finding.kind for finding in validations(0.6, 0.7, 0.3, losses=(0.5, 0.4, math.nan)) if finding] == [
+        "explosion"
+    ]
+
+
 def test_of_the_mean_absolute_error_less_is_better():
     assert validations(0.3, 0.2, 0.15, monitor="mae") == [None] * 3
     assert [f.kind for f in validations(0.1, 0.12, 0.4, monitor="mae", decline=False) if f] == ["explosion"]
@@ -158,9 +178,10 @@ def test_a_state_goes_on_after_a_resume(guard):
 def test_the_scores_go_on_after_a_resume():
     guard, twin = (Scores("iou", decline=True, explosion=True) for _ in range(2))
     for step, mean in enumerate((0.7, 0.69, 0.67)):
-        guard.after_validation(step, list(IMAGES + mean))
+        guard.after_validation(step, list(IMAGES + mean), 1 - mean)
     twin.load_state_dict(guard.state_dict())
-    assert guard.after_validation(4, list(IMAGES + 0.6)) == twin.after_validation(4, list(IMAGES + 0.6)) is not None
+    ours, theirs = (each.after_validation(4, list(IMAGES + 0.6), 0.4) for each in (guard, twin))
+    assert ours == theirs is not None
 
 
 def test_a_bad_sample_is_named_once_and_training_goes_on():

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+
 from camox.stability.guards import Finding
 from camox.stability.recovery import Adjustments, Recovery
 
@@ -58,6 +60,15 @@ def test_few_suspects_are_left_out_and_many_are_not_at_fault():
     assert one.left_out == {3, 4}
     one.roll_back(2, range(20), samples=50)
     assert one.left_out == {3, 4}
+
+
+@pytest.mark.parametrize(("balance", "acts"), [
+    ("switch", ["the routers choose with noise again for 500 steps", "the balance coefficient × 10"]),
+    ("none", ["the routers choose with noise again for 500 steps"]),
+])  # fmt: skip
+def test_what_a_balance_does_not_have_is_not_turned(balance, acts):
+    one, collapse = recovery(balance=balance), finding("calm_routers", "router_collapse")
+    assert [act.message for act in (one.decide(collapse, step) for step in range(4)) if act.kind == "adjust"] == acts
 
 
 def test_a_collapsed_router_is_helped_step_by_step():

@@ -171,6 +171,15 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tiny_experiment, tmp
     assert_same_run(run, whole)
 
 
+@pytest.mark.parametrize("mixture", [
+    "model.moe.mode='static'", "model.moe.mode='random'", "model.moe.mode='dense'", "model.moe.balance.kind='switch'",
+])  # fmt: skip
+def test_every_kind_of_mixture_goes_on_bit_for_bit(tiny_experiment, tmp_path, mixture, monkeypatch):
+    whole = train(tiny_experiment(mixture, output=tmp_path / "whole"))
+    run = interrupted_and_resumed(tiny_experiment(mixture, output=tmp_path / "parts"), 1, monkeypatch, False)
+    assert_same_run(run, whole)
+
+
 MID_EPOCH = ("data.batch_size=1", "optimizer.accumulate=2", "data.image_size=64", "tracking.log_every=3")
 
 
