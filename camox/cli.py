@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 import typer
 
 import camox
-from camox.errors import CamoxError
+from camox.errors import CamoxError, ExperimentError
 from camox.tracking.console import Console
 
 Weights = Literal["auto", "raw", "ema"]
@@ -113,9 +113,19 @@ def train(
 
 @app.command(epilog="Example: `camox diagnose experiments/sparse_moe_416.toml --gpu T4 --processes 2`")
 def diagnose(
-    experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT.toml", help="The experiment to examine.")],
+    experiment: Annotated[
+        Path | None, typer.Argument(metavar="[EXPERIMENT.toml]", help="The experiment to examine.", show_default=False)
+    ] = None,
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="TABLE.KEY=VALUE", help="Values in place of the file's.")
+    ] = None,
+    replay: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN|RUN/replays/STEP",
+            help="Instead take a step that a run has kept, for it was not finite, once more: where the first NaN or "
+            "Inf comes from.",
+        ),
     ] = None,
     gpu: Annotated[
         str | None,
@@ -135,6 +145,13 @@ def diagnose(
     Nothing is written into a run's folder. Exit codes: 0 all pass; 1 something failed or looks wrong; 2 configuration
     or data wrong.
     """
+    if (experiment is None) == (replay is None):
+        raise ExperimentError("camox diagnose takes either an experiment or --replay RUN, see camox diagnose --help")
+    if replay is not None:
+        from camox.diagnosis.replay import replay_kept
+
+        raise typer.Exit(replay_kept(replay))
+    assert experiment is not None
     from camox.diagnosis.diagnose import diagnose as diagnose_experiment
     from camox.experiment import Experiment
 

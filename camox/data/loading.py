@@ -166,7 +166,7 @@ def train_loader(
     With `workers` > 0 that many processes load ahead (two batches each) and live as long as the loader. Each
     `iter()` asks the batch sampler anew.
     """
-    return _loader(dataset, batch_sampler, workers, pin_memory, _collate_train)
+    return _loader(dataset, batch_sampler, workers, pin_memory, collate_train)
 
 
 def eval_loader(
@@ -222,7 +222,8 @@ def _prepare_worker(worker: int) -> None:
     cv2.setNumThreads(0)
 
 
-def _collate_train(items: Sequence[_Item]) -> TrainBatch:
+def collate_train(items: Sequence[_Item]) -> TrainBatch:
+    """Put loaded training samples together."""
     return TrainBatch(
         images=_stacked_images(items),
         masks=torch.from_numpy(np.stack([item.mask for item in items])[:, None]),

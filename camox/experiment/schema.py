@@ -403,6 +403,10 @@ class Stability(Table):
     max_skipped_steps: int = Field(default=20, ge=1)
     """Steps skipped in a row, for gradients that are not finite, after which the run is rolled back."""
 
+    replays: int = Field(default=3, ge=0)
+    """Steps that were not finite to keep, with their samples and weights, and to take once more in fp32, which names
+    the module and the operation at fault; 0 for none."""
+
     loss_scale: bool = True
     """Roll back when under fp16 too many steps overflow, or the loss scale falls below `precision.min_scale`."""
 

@@ -104,8 +104,11 @@ class NonFiniteSteps:
         self._in_a_row += 1
         self._total += 1
         self._routers_in_a_row = self._routers_in_a_row + 1 if report.only_routers else 0
-        details = {"in_a_row": self._in_a_row, "total": self._total, "scale": scale, "terms": list(report.terms)}
-        what = f"{', '.join(report.terms)} of the loss was" if report.terms else "the gradient was"
+        terms = [name for name in report.terms if name != "loss"]  # the sum of all
+        what = f"{', '.join(terms)} of the loss was" if terms else "the gradient was"
+        if report.terms and not terms:
+            what = "the loss was"
+        details = {"in_a_row": self._in_a_row, "total": self._total, "scale": scale, "terms": terms}
         sound = report.step - self._in_a_row
         if self._in_a_row > self.most:
             message = f"{self._in_a_row} steps in a row were skipped, the last at step {report.step}: {what} not finite"
@@ -208,6 +211,32 @@ class Spikes:
         self._in_a_row = state["in_a_row"]
 
 
+class _Scored(NamedTuple):
+    """A validation."""
+
+    step: int
+    loss: float
+    training_loss: float
+    images: list[float]
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.images))
+
+    def costs_more(self, earlier: "_Scored", factor: float = 1.0) -> bool:
+        """Whether both losses are above the earlier ones; NaN is above all."""
+        # Negated comparisons, for NaN.
+        return not self.loss < factor * earlier.loss and not self.training_loss < earlier.training_loss
+
+    def losses(self, earlier: "_Scored") -> dict[str, float]:
+        return {
+            "loss": self.loss,
+            "loss_before": earlier.loss,
+            "training_loss": self.training_loss,
+            "training_loss_before": earlier.training_loss,
+        }
+
+
 class Scores:
     """The monitored measure of the raw weights, validation by validation: its decline, and its explosion.
 
@@ -216,8 +245,9 @@ class Scores:
     may already fall, by more than 0.05. An explosion is a fall below half of the best (of a measure that is better the
     lower it is: to more than twice the best).
 
-    Neither counts unless the loss of the same images has risen too. A model that has hardly begun to learn scores
-    0.2 and 0.07 by turns, while its loss falls all the time.
+    Neither counts unless the loss of the same images has risen, and that of training too. A model that has hardly begun
+    to learn scores 0.2 and 0.07 by turns while its loss falls; and the running statistics of norms lag behind weights
+    that change fast, so that for one validation all is bad while training goes well.
 
     Args:
         monitor: name of the measure.
@@ -228,55 +258,63 @@ class Scores:
         self.monitor = monitor
         self.decline = decline
         self.explosion = explosion
-        self._last: list[tuple[int, float, list[float]]] = []
-        self._best: tuple[int, float, float] | None = None
+        self._last: list[_Scored] = []
+        self._best: _Scored | None = None
         self._seen = 0
         self._since_lowered = 10**6
 
-    def after_validation(self, step: int, images: Sequence[float], loss: float) -> Finding | None:
-        """Takes in the measure of every image, always in the same order, and the mean loss; images without the measure
-        are left out."""
+    def after_validation(self, step: int, images: Sequence[float], loss: float, training_loss: float) -> Finding | None:
+        """What a validation after step `step` says.
+
+        Args:
+            images: the measure of every image, always in the same order; images without it are left out.
+            loss: mean over the same images.
+            training_loss: mean over the steps since the last validation.
+        """
         if not images:
             return None
         self._seen += 1
         self._since_lowered += 1
-        self._last = [*self._last, (step, loss, list(images))][-4:]
-        mean = float(np.mean(images))
-        finding = self._exploded(mean, loss) or self._declined()
-        if self._best is None or is_better(mean, self._best[2], self.monitor):
-            self._best = (step, loss, mean)
+        now = _Scored(step, loss, training_loss, list(images))
+        self._last = [*self._last, now][-4:]
+        finding = self._exploded(now) or self._declined()
+        if self._best is None or is_better(now.mean, self._best.mean, self.monitor):
+            self._best = now
         return finding
 
-    def _exploded(self, mean: float, loss: float) -> Finding | None:
+    def _exploded(self, now: "_Scored") -> Finding | None:
         if not self.explosion or self._best is None:
             return None
-        step, loss_then, best = self._best
+        mean, best = now.mean, self._best.mean
         lower = is_better(0.0, 1.0, self.monitor)
         worse = mean > 2 * best + 0.02 if lower else best >= 0.1 and mean < best / 2
-        # A negated comparison, so that NaN is not sound.
-        if not (math.isnan(mean) or (worse and not loss < RISEN * loss_then)):
+        if not (math.isnan(mean) or worse):
             return None
-        message = f"{self.monitor} is {mean:.3f} after a best of {best:.3f} at step {step}"
-        details = {"score": mean, "best": best, "loss": loss, "loss_at_best": loss_then}
-        return Finding("explosion", message, "roll_back", details=details, sound_until=step)
+        message = f"{self.monitor} is {mean:.3f} after a best of {best:.3f} at step {self._best.step}"
+        details = {"score": mean, "best": best} | now.losses(self._best)
+        if worse and not now.costs_more(self._best, RISEN):
+            return Finding("dip", f"{message}, but the losses are as before", "note", "info", details)
+        return Finding("explosion", message, "roll_back", details=details, sound_until=self._best.step)
 
     def _declined(self) -> Finding | None:
         if not self.decline:
             return None
-        falls = [self._fall(earlier[2], later[2]) for earlier, later in zip(self._last, self._last[1:], strict=False)]
+        falls = [
+            self._fall(earlier.images, later.images) for earlier, later in zip(self._last, self._last[1:], strict=False)
+        ]
         second = self._seen == 2 and falls and falls[-1][0] > max(0.05, 2 * falls[-1][1])
         third = len(falls) == 3 and all(fall > 0 for fall, _ in falls)
         if third:
-            whole, error = self._fall(self._last[0][2], self._last[-1][2])
+            whole, error = self._fall(self._last[0].images, self._last[-1].images)
             third = whole > max(0.01, 2 * error)
-        loss_then, loss_now = (self._last[index][1] for index in (0, -1))
-        if not (second or third) or loss_now < loss_then:
+        first, last = self._last[0], self._last[-1]
+        if not (second or third) or not last.costs_more(first):
             return None
-        before, now = (float(np.mean(self._last[index][2])) for index in (0, -1))
+        before, now = first.mean, last.mean
         over = "1 validation" if second else f"{len(falls)} validations"
-        message = f"{self.monitor} fell from {before:.3f} to {now:.3f} in {over}, and the loss did not"
-        details = {"from": before, "to": now, "validations": len(falls), "loss_from": loss_then, "loss_to": loss_now}
-        sound = self._last[0][0]
+        message = f"{self.monitor} fell from {before:.3f} to {now:.3f} in {over}, and the losses rose"
+        details = {"from": before, "to": now, "validations": len(falls)} | last.losses(first)
+        sound = first.step
         self._last = self._last[-1:]
         if self._since_lowered <= 10:
             return Finding("decline", f"{message}, though the rate was lowered", "roll_back", "warning", details, sound)
@@ -294,13 +332,13 @@ class Scores:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "last": self._last,
-            "best": self._best,
+            "last": [list(scored) for scored in self._last],
+            "best": None if self._best is None else list(self._best),
             "seen": self._seen,
             "since_lowered": self._since_lowered,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._last = [(step, loss, images) for step, loss, images in state["last"]]
-        self._best = None if state["best"] is None else (state["best"][0], state["best"][1], state["best"][2])
+        self._last = [_Scored(*scored) for scored in state["last"]]
+        self._best = None if state["best"] is None else _Scored(*state["best"])
         self._seen, self._since_lowered = state["seen"], state["since_lowered"]

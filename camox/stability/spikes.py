@@ -14,7 +14,7 @@ class SpikeDetector:
     """Keeps the last 64 losses and norms of steps that were taken, and says when new ones are far above them.
 
     Far is more than `threshold` robust deviations above the median, a deviation being 1.4826 times the median absolute
-    one (what a normal distribution's standard deviation is), and at least a tenth of the median for losses and half of
+    one (what a normal distribution's standard deviation is), and at least a tenth of the median for losses and all of
     it for norms, which clipping limits anyway: a quiet stretch of training must not make an ordinary step look wild.
     All is done on the device; nothing waits for it.
 
@@ -27,7 +27,7 @@ class SpikeDetector:
         self.threshold = threshold
         self.patience = patience
         self._last = torch.full((2, WINDOW), torch.nan, device=device)
-        self._least = torch.tensor([0.1, 0.5], device=device)
+        self._least = torch.tensor([0.1, 1.0], device=device)
         self._count = torch.zeros((), dtype=torch.int64, device=device)
         self._in_a_row = torch.zeros((), dtype=torch.int64, device=device)
 

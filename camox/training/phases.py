@@ -84,9 +84,13 @@ def phase_loader(
     experiment: Experiment, phase: ResolvedPhase, source: Source | Subset, sampler: EpochBatches, pin_memory: bool
 ) -> DataLoader[TrainBatch]:
     """Training samples at the phase's image size, in the sampler's order."""
+    return train_loader(train_set(experiment, phase.image_size, source), sampler, experiment.data.workers, pin_memory)
+
+
+def train_set(experiment: Experiment, image_size: int, source: Source | Subset) -> TrainSet:
+    """Training samples at an image size in pixels, augmented as the experiment asks for."""
     transforms = [transform.specification() for transform in experiment.data.augment]
-    dataset = TrainSet(source, phase.image_size, transforms, experiment.experiment.seed)
-    return train_loader(dataset, sampler, experiment.data.workers, pin_memory)
+    return TrainSet(source, image_size, transforms, experiment.experiment.seed)
 
 
 def controls_at(

@@ -30,6 +30,8 @@ ROUTER_LOSSES = {
     "mutual_information": "router/mutual_information_loss",
 }
 """Logged names of the routing objective's terms."""
+TOTAL = "loss/loss"
+"""Name of the sum that is minimised."""
 TERM_PREFIXES = ("loss/", *ROUTER_LOSSES.values())
 """How the names of what is minimised begin; the first is the sum of all."""
 
@@ -105,9 +107,10 @@ class TrainingStep:
             # Gradients travel between ranks once per step, with the last micro-batch.
             with nullcontext() if last else self.accelerator.no_sync(shell):
                 output = shell(batch.images.float() / 255)
-                loss = self._loss(output, batch, controls.balance_coefficient)
+                losses = self.losses(output, batch, controls.balance_coefficient)
+                self._meter_batch(output, batch, losses)
                 # The true length of the window: the short one at an epoch's end weighs as much per image.
-                self.accelerator.backward(loss / len(window))
+                self.accelerator.backward(losses[TOTAL] / len(window))
             if self.network.learns_routing:
                 choices.append(self._choices(output))
         self.accelerator.unscale_gradients(self.optimizer)
@@ -191,16 +194,17 @@ class TrainingStep:
         self._signs.append(torch.cat([torch.stack([sign.float() for sign in signs]), terms.float()]))
         return taken
 
-    def _loss(self, output: CamoXpertOutput, batch: TrainBatch, balance_coefficient: float) -> Tensor:
+    def losses(self, output: CamoXpertOutput, batch: TrainBatch, balance_coefficient: float) -> dict[str, Tensor]:
+        """What a micro-batch's output costs, `[]` each, by the names it is logged under; first the sum that is
+        minimised."""
         objective = self.objective(output, batch.masks, batch.weights)
         total, terms = objective.total, dict[str, Tensor]()
         if self.network.learns_routing:
             loads = {stride: self.network.balance(stride).load for stride in output.routing}
             of_routing, terms = self.routing_objective(output.routing, loads, balance_coefficient)
             total = total + of_routing
-        losses = {f"loss/{name}": value for name, value in {"loss": total, **objective.terms}.items()}
-        self._meter_batch(output, batch, losses | {ROUTER_LOSSES[name]: value for name, value in terms.items()})
-        return total
+        of_task = {f"loss/{name}": value for name, value in objective.terms.items()}
+        return {TOTAL: total, **of_task} | {ROUTER_LOSSES[name]: value for name, value in terms.items()}
 
     def _choices(self, output: CamoXpertOutput) -> Tensor:
         experts = len(self.network.expert_names)

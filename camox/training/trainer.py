@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from camox.training.building import build_network, build_training_step, open_dat
 from camox.training.interruption import SAVE, STOP, TROUBLE, Agreement, Signals, TimeLimit
 from camox.training.phases import begins_stage, controls_at, frozen_stages, phase_loader, phase_of, phase_sampler
 from camox.training.processes import Result, build_accelerator, once, share_buffers
+from camox.training.replay import Attempted, Replays
 from camox.training.reporting import Reporter
 from camox.training.routing import RoutingWatch
 from camox.training.run_folder import RunFolder, outcome
@@ -133,6 +134,7 @@ class Trainer:
             accelerator, self.network, self.optimizer.optimizer, self.average, parts, meters, data.image_size
         )
         self.agreement = Agreement(accelerator)
+        self.replays = Replays(experiment, self.train_source, accelerator.scaler is not None)
         # Weights began alike on all ranks; dropout and routing noise must not.
         torch.manual_seed(settings.seed + accelerator.process_index)
 
@@ -211,8 +213,10 @@ class Trainer:
             position = at.epoch + (number + 1) / steps
             controls = self._controls(position, at.step + 1)
             with clock.waiting():
-                window = list(self._window(batches, phase.accumulate))
-            clock.images += sum(len(batch.indices) for batch in window)
+                window, samples = self._window(batches, phase.accumulate)
+            clock.images += sum(map(len, samples))
+            self.watch.began(at.step + 1, list(chain(*samples)))
+            self.replays.note(Attempted.of(at.step + 1, at.epoch, phase.image_size, samples, controls))
             self.training_step(self.shell, window, controls)
             at.step += 1
             at.batch += len(window)
@@ -259,12 +263,14 @@ class Trainer:
         self._event("pause", message, severity="info")
         raise TrainingPaused(message)
 
-    def _window(self, batches: Iterator[TrainBatch], accumulate: int) -> Iterator[TrainBatch]:
-        """The micro-batches of one optimizer step on the device; the last window of an epoch may be shorter."""
-        for batch in islice(batches, accumulate):
+    def _window(self, batches: Iterator[TrainBatch], accumulate: int) -> tuple[list[TrainBatch], list[list[int]]]:
+        """The micro-batches of one optimizer step on the device, and the indices of their samples; the last window of
+        an epoch may be shorter."""
+        window = list(islice(batches, accumulate))
+        for batch in window:
             self.watch.met(batch.problems)
-            self.watch.began(self.at.step + 1, batch.indices.tolist())
-            yield batch.to(self.accelerator.device, non_blocking=True)
+        samples = [batch.indices.tolist() for batch in window]  # before they are on the device
+        return [batch.to(self.accelerator.device, non_blocking=True) for batch in window], samples
 
     def _values(self, phase: ResolvedPhase, controls: Controls, position: float, clock: Clock) -> dict[str, Any]:
         """Reads the meters of the interval that ends here; between logged steps nothing waits for the device."""
@@ -296,7 +302,11 @@ class Trainer:
         """Lets the guards see what became of the last steps, and does what they ask for. Waits for the device."""
         scaler = self.accelerator.scaler
         reports = self.training_step.reports(self.at.step)
-        self._heed(self.watch.after_steps(reports, None if scaler is None else scaler.get_scale()))
+        try:
+            self._heed(self.watch.after_steps(reports, None if scaler is None else scaler.get_scale()))
+        finally:  # before a rollback gives the network other weights
+            for text, details in self.replays.after_steps(self.training_step, reports, self.at.step):
+                self._event("replay", text, details=details)
 
     def _heed(self, findings: list[Finding]) -> None:
         """Logs what was found and acts on it.

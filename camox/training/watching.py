@@ -1,5 +1,6 @@
 """All guards of a run together, and which samples the steps that went wrong had."""
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -28,6 +29,7 @@ class Watch:
         self._samples: deque[tuple[int, list[int]]] = deque(maxlen=1000)
         self._suspects: set[int] = set()
         self._cleared: set[int] = set()
+        self._loss_sum, self._steps = 0.0, 0
 
     def began(self, step: int, samples: list[int]) -> None:
         """Notes the indices of this rank's samples of attempted step `step`."""
@@ -57,6 +59,8 @@ class Watch:
         findings = []
         of_step = dict(self._samples)
         for report in reports:
+            if report.finite:
+                self._loss_sum, self._steps = self._loss_sum + report.loss, self._steps + 1
             (self._cleared if report.finite else self._suspects).update(of_step.get(report.step, ()))
             found = [guard.after_step(report, scale) for guard in self._of_steps.values()]
             findings += [finding for finding in found if finding is not None]
@@ -64,7 +68,9 @@ class Watch:
 
     def after_validation(self, step: int, images: Sequence[float], loss: float) -> list[Finding]:
         """What the monitored measure of every image and the mean loss say, of the raw weights."""
-        finding = self._scores.after_validation(step, images, loss)
+        training_loss = self._loss_sum / self._steps if self._steps else math.nan
+        self._loss_sum, self._steps = 0.0, 0
+        finding = self._scores.after_validation(step, images, loss, training_loss)
         return [] if finding is None else [finding]
 
     def suspects(self) -> tuple[set[int], set[int]]:
@@ -73,9 +79,10 @@ class Watch:
 
     def state_dict(self) -> dict[str, Any]:
         guards = {name: guard.state_dict() for name, guard in self._of_steps.items()}
-        return {**guards, "scores": self._scores.state_dict()}
+        return {**guards, "scores": self._scores.state_dict(), "losses": [self._loss_sum, self._steps]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, guard in self._of_steps.items():
             guard.load_state_dict(state[name])
         self._scores.load_state_dict(state["scores"])
+        self._loss_sum, self._steps = state["losses"]

@@ -22,11 +22,11 @@ def main(output: str, *experiment_files: str) -> None:
     torch.set_num_threads(1)
     report: dict[str, Any] = defaultdict(list)
     chosen: list[list[Any]] = []
-    take, loss, score = TrainingStep.__call__, TrainingStep._loss, Validator.score
+    take, losses, score = TrainingStep.__call__, TrainingStep.losses, Validator.score
 
-    def note_choices(step: TrainingStep, output: Any, *arguments: Any) -> torch.Tensor:
+    def note_choices(step: TrainingStep, output: Any, *arguments: Any) -> dict[str, torch.Tensor]:
         chosen.append([routing.selected.tolist() for routing in output.routing.values()])
-        return loss(step, output, *arguments)
+        return losses(step, output, *arguments)
 
     def take_and_compare(step: TrainingStep, shell: Any, window: Any, controls: Any) -> None:
         chosen.clear()
@@ -50,7 +50,7 @@ def main(output: str, *experiment_files: str) -> None:
         report["scores"].append(gather_object([result[0]]))
         return result
 
-    TrainingStep.__call__, TrainingStep._loss = take_and_compare, note_choices  # type: ignore[assignment, method-assign]
+    TrainingStep.__call__, TrainingStep.losses = take_and_compare, note_choices  # type: ignore[assignment, method-assign]
     Validator.score = score_and_compare  # type: ignore[assignment, method-assign]
     reports = {}
     for file in experiment_files:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from camox.data.loading import TrainSet
-from camox.training.step import TrainingStep
+from camox.training.step import TOTAL, TrainingStep
 from camox.training.trainer import Trainer
 from tests.incidents.conftest import Outcome
 
@@ -19,14 +19,15 @@ STEPS = 7
 @contextmanager
 def losses_times(factor_of: Callable[[int, Any], float]) -> Iterator[None]:
     """Multiplies the loss of each attempted step, counted from 1, before its backward pass."""
-    loss, count = TrainingStep._loss, [0]
+    losses, count = TrainingStep.losses, [0]
 
-    def changed(step: TrainingStep, output: Any, batch: Any, coefficient: float) -> torch.Tensor:
+    def changed(step: TrainingStep, output: Any, batch: Any, coefficient: float) -> dict[str, torch.Tensor]:
         count[0] += 1
-        return loss(step, output, batch, coefficient) * factor_of(count[0], batch)
+        found = losses(step, output, batch, coefficient)
+        return found | {TOTAL: found[TOTAL] * factor_of(count[0], batch)}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TrainingStep, "_loss", changed)
+        patch.setattr(TrainingStep, "losses", changed)
         yield
 
 

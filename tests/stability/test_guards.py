@@ -93,18 +93,24 @@ IMAGES = np.random.default_rng(0).uniform(0.3, 0.9, 200)
 
 
 def validations(
-    *means: float, spread: float = 0.05, monitor: str = "iou", losses: Sequence[float] = (), **switches: bool
+    *means: float,
+    spread: float = 0.05,
+    monitor: str = "iou",
+    losses: Sequence[float] = (),
+    training: Sequence[float] = (),
+    **switches: bool,
 ) -> list[Finding | None]:
     """What is found when the same images score those means, each image moving a little by itself, while the loss is as
-    far from 1 as the mean is from 0 where no other is given."""
+    far from 1 as the mean is from 0 where no other is given; training's is the same but for `training`."""
     losses = losses or [mean if monitor == "mae" else 1 - mean for mean in means]
+    training = training or losses
     generator = np.random.default_rng(1)
     guard = Scores(monitor, **({"decline": True, "explosion": True} | switches))
     return [
         guard.after_validation(
-            100 * number, list(IMAGES - IMAGES.mean() + mean + generator.normal(0, spread, 200)), loss
+            100 * number, list(IMAGES - IMAGES.mean() + mean + generator.normal(0, spread, 200)), loss, of_training
         )
-        for number, (mean, loss) in enumerate(zip(means, losses, strict=True), start=1)
+        for number, (mean, loss, of_training) in enumerate(zip(means, losses, training, strict=True), start=1)
     ]
 
 
@@ -144,9 +150,19 @@ def test_less_than_half_of_the_best_is_an_explosion():
 
 
 def test_a_measure_that_falls_alone_while_the_loss_does_too_is_a_model_that_has_hardly_begun():
-    assert validations(0.2, 0.21, 0.07, losses=(1.55, 1.53, 1.50)) == [None] * 3
+    *before, dip = validations(0.2, 0.21, 0.07, losses=(1.55, 1.53, 1.50))
+    assert before == [None] * 2
+    assert dip is not None
+    assert (dip.kind, dip.proposal, dip.severity) == ("dip", "note", "info")
     assert validations(0.6, 0.7, 0.69, 0.67, 0.65, losses=(0.9, 0.8, 0.79, 0.78, 0.77)) == [None] * 5
     assert validations(0.5, 0.4, losses=(1.0, 0.9)) == [None] * 2
+
+
+def test_a_validation_that_is_bad_while_training_goes_well_is_a_dip():
+    """As where running statistics of norms lag behind the weights."""
+    (dip,) = [finding for finding in validations(0.1, 0.4, 0.1, training=(1.3, 1.2, 1.1)) if finding]
+    assert (dip.kind, dip.severity) == ("dip", "info")
+    assert validations(0.5, 0.4, training=(1.3, 1.2)) == [None] * 2
 
 
 def test_a_loss_that_is_nan_has_risen():
@@ -178,9 +194,9 @@ def test_a_state_goes_on_after_a_resume(guard):
 def test_the_scores_go_on_after_a_resume():
     guard, twin = (Scores("iou", decline=True, explosion=True) for _ in range(2))
     for step, mean in enumerate((0.7, 0.69, 0.67)):
-        guard.after_validation(step, list(IMAGES + mean), 1 - mean)
+        guard.after_validation(step, list(IMAGES + mean), 1 - mean, 1 - mean)
     twin.load_state_dict(guard.state_dict())
-    ours, theirs = (each.after_validation(4, list(IMAGES + 0.6), 0.4) for each in (guard, twin))
+    ours, theirs = (each.after_validation(4, list(IMAGES + 0.6), 0.4, 0.4) for each in (guard, twin))
     assert ours == theirs is not None
 
 

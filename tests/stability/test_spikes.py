@@ -31,7 +31,7 @@ def test_a_falling_loss_with_heavy_tailed_norms_is_no_spike(seed):
 @pytest.mark.parametrize("which", ["loss", "norm"])
 def test_the_third_far_step_in_a_row_is_skipped_and_all_that_follow(which):
     quiet = [1.0 + 0.01 * (step % 3) for step in range(40)]
-    far = [*quiet, 9.0, 9.0, 9.0, 9.0]
+    far = [*quiet, 12.0, 12.0, 12.0, 12.0]
     flat = [1.0] * len(far)
     verdicts = fed(detector(), *((far, flat) if which == "loss" else (flat, far)))
     assert verdicts == [False] * 42 + [True] * 2

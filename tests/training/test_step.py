@@ -179,7 +179,7 @@ def test_a_window_has_the_gradient_of_its_mean(windows):
     total = torch.zeros(())
     for one in batches:
         output = reference.network(one.images.float() / 255)
-        total = total + reference.step._loss(output, one, CONTROLS.balance_coefficient)
+        total = total + reference.step.losses(output, one, CONTROLS.balance_coefficient)["loss/loss"]
     (total / windows).backward()
     for name, parameter in reference.network.named_parameters():
         torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-3, atol=1e-6, msg=name)

@@ -432,8 +432,10 @@ def test_too_many_skipped_steps_stop_the_run_with_a_reason(tiny_experiment, monk
     def enter_and_break(trainer: Trainer, phase: Any) -> None:
         enter(trainer, phase)
         if phase.name == "full":
-            loss = trainer.training_step._loss
-            trainer.training_step._loss = lambda *arguments: loss(*arguments) * float("nan")
+            losses = trainer.training_step.losses
+            trainer.training_step.losses = lambda *arguments: {
+                name: value * float("nan") for name, value in losses(*arguments).items()
+            }
 
     monkeypatch.setattr(Trainer, "_enter", enter_and_break)
     with pytest.raises(TrainingStopped, match="2 steps in a row"):
