@@ -28,10 +28,12 @@ from typing import Any
 import camox
 from ablation_summary import summarise
 from ablation_tables import markdown_tables
+from camox.checkpoints.folders import list_checkpoints
 from camox.data.sources import held_out_split, open_sources, open_training_sources
 from camox.errors import CamoxError, DataError, ExperimentError
 from camox.experiment import Experiment
 from camox.tracking.console import Console
+from camox.training.run_folder import RunFolder
 from machine import machine, versions
 from pages import fill_block
 
@@ -117,8 +119,9 @@ def run_study(options: argparse.Namespace, command_line: list[str], console: Con
     if len(set(steps.values())) > 1:
         raise ExperimentError(f"the rows do not train for equally many steps: {steps}; compare them one at a time")
     digest = code_digest()
-    for experiment in experiments:
+    for experiment in experiments:  # all of them now: the last would else be refused after hours of the others
         require_same_code(experiment.run_folder, digest)
+        require_same_experiment(experiment)
     study: dict[str, Any] = {
         "command": shlex.join(command_line),
         CODE_DIGEST: digest,
@@ -139,7 +142,7 @@ def run_study(options: argparse.Namespace, command_line: list[str], console: Con
     for number, ((row, seed, overrides), experiment) in enumerate(zip(plan, experiments, strict=True), start=1):
         console.notice(f"run {number} of {len(plan)}: {row.name}, seed {seed}")
         require_unchanged_code(digest)
-        if not is_finished(experiment):
+        if not _ended_well(experiment.run_folder):
             train(options.experiment, overrides, experiment)
         runs.append({"name": row.name, "seed": seed, **measured(experiment)})
         console.notice(f"  {headline(runs[-1])}")
@@ -234,7 +237,7 @@ def require_same_code(folder: Path, digest: str) -> None:
     Raises:
         ExperimentError: it is of other code, or does not say of which.
     """
-    if not _ended_well(folder) and not _holds_checkpoint(folder):
+    if not _holds_run(folder):
         return
     made_by = _noted(folder).get(CODE_DIGEST)
     if made_by != digest:
@@ -246,17 +249,21 @@ def require_same_code(folder: Path, digest: str) -> None:
 
 
 def require_same_experiment(experiment: Experiment) -> None:
-    """Lets a run go on only as what it was started as.
+    """Lets a run be used again, or go on, only as what it was started as.
 
     Raises:
-        ExperimentError: its folder holds another one; nothing there is touched.
+        ExperimentError: its folder holds another one, or one that is finished but without the weights to measure.
     """
     folder = experiment.run_folder
-    before = folder / "experiment.toml"
-    if before.is_file() and _what_was_run(Experiment.load(before)) != _what_was_run(experiment):
-        raise ExperimentError(
-            f"{folder}: holds a run of other settings: give another --output, or remove the folder to train it again"
-        )
+    if not _holds_run(folder):
+        return
+    before, remedy = folder / "experiment.toml", "remove the folder to train it again, or give another --output"
+    if not before.is_file():
+        raise ExperimentError(f"{folder}: holds a run without {before.name}, which may be of other settings: {remedy}")
+    if _what_was_run(Experiment.load(before)) != _what_was_run(experiment):
+        raise ExperimentError(f"{folder}: holds a run of other settings ({before.name}): {remedy}")
+    if not list_checkpoints(folder) and _ended_well(folder):
+        raise ExperimentError(f"{folder}: holds a finished run without a checkpoint, nothing to measure: {remedy}")
 
 
 def require_unchanged_code(digest: str) -> None:
@@ -268,23 +275,17 @@ def require_unchanged_code(digest: str) -> None:
         )
 
 
-def is_finished(experiment: Experiment) -> bool:
-    """Whether the run's folder holds this very experiment, trained to its end; where it lies does not matter."""
-    folder = experiment.run_folder
-    if not _ended_well(folder):
-        return False
-    return _what_was_run(Experiment.load(folder / "experiment.toml")) == _what_was_run(experiment)
+def _holds_run(folder: Path) -> bool:
+    """Whether there is a run to use again or to go on with; a start that failed at once may simply be repeated."""
+    return _ended_well(folder) or RunFolder(folder).holds_run()
 
 
 def _ended_well(folder: Path) -> bool:
+    """Whether the run was trained to its end."""
     try:
         return json.loads((folder / "exit.json").read_text())["code"] == 0
     except (OSError, json.JSONDecodeError):
         return False
-
-
-def _holds_checkpoint(folder: Path) -> bool:
-    return any((folder / "checkpoints").glob("epoch_*"))
 
 
 def _noted(folder: Path) -> dict[str, Any]:
@@ -310,9 +311,7 @@ def train(file: Path, overrides: Sequence[str], experiment: Experiment) -> None:
         ExperimentError: training failed.
     """
     folder = experiment.run_folder
-    interrupted = _holds_checkpoint(folder)
-    if interrupted:
-        require_same_experiment(experiment)
+    interrupted = bool(list_checkpoints(folder))
     command = training_command(file, overrides, experiment.experiment.output)
     code_noted = {CODE_DIGEST: code_digest()}
     write_json(folder / RESOURCES_FILE, code_noted)  # now: a run that is cut off must say it too

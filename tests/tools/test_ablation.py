@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 import ablation
+from camox.checkpoints.store import write_checkpoint
 from camox.errors import ExperimentError
 from camox.experiment import Experiment
 from camox.training.trainer import Trainer
@@ -77,31 +79,95 @@ def test_rows_of_unequal_steps_are_refused(tiny, tmp_path, capsys):
 # ---- runs that are used again
 
 
-def finished(experiment, code=0):
-    folder = experiment.run_folder
-    folder.mkdir(parents=True)
-    (folder / "experiment.toml").write_text(experiment.to_toml())
-    (folder / "exit.json").write_text(json.dumps({"code": code}))
-    return experiment
+def ended_well(folder):
+    (folder / "exit.json").write_text('{"code": 0}')
 
 
-def test_a_finished_run_is_used_again(tiny_experiment, tmp_path):
-    assert not ablation.is_finished(tiny_experiment())
-    experiment = finished(tiny_experiment())
-    assert ablation.is_finished(experiment)
-    experiment.run_folder.parent.rename(tmp_path / "moved")
-    assert ablation.is_finished(tiny_experiment("tracking.log_every=7", output=tmp_path / "moved"))
+def trained_a_while(folder):
+    (folder / "metrics.jsonl").write_text('{"step": 1}\n')
 
 
-@pytest.mark.parametrize("override", ["experiment.seed=4", "model.moe.mode=static", "phases.full.epochs=2"])
-def test_another_run_is_not_used(tiny_experiment, override):
-    finished(tiny_experiment())
-    assert not ablation.is_finished(tiny_experiment(override))
+def saved(folder):
+    about = {"state": {}, "config": {}, "measures": {}, "experiment_fingerprint": "f" * 64}
+    write_checkpoint(folder, "epoch_0001", {"model": {"weight": torch.ones(1)}}, **about, step=1, epoch=1)
 
 
-@pytest.mark.parametrize("code", [3, 130])
-def test_a_run_that_did_not_finish_is_not_used(tiny_experiment, code):
-    assert not ablation.is_finished(finished(tiny_experiment(), code))
+@pytest.fixture
+def held(tiny, tmp_path):
+    """Puts a run into the study's folder: its name, its states, and what is different in its experiment."""
+
+    def held(name, *states, overrides=()):
+        row, _, seed = name.partition("_seed_")
+        common = ["tracking.log_every=7", TEST_DATA, *overrides]  # how much was logged does not matter
+        arguments = ablation.arguments_of(ablation.Row(row, (f"model.moe.mode={row}",)), int(seed), common)
+        experiment = Experiment.load(tiny, arguments, tmp_path / "where_it_was")
+        folder = tmp_path / "runs" / name
+        folder.mkdir(parents=True)
+        (folder / "experiment.toml").write_text(experiment.to_toml())
+        (folder / "resources.json").write_text(json.dumps({"code_digest": ablation.code_digest(), "cpu_seconds": 9}))
+        for state in states:
+            state(folder)
+        return folder
+
+    return held
+
+
+@pytest.fixture
+def study(tiny, tmp_path):
+    """Runs the command on two rows and gives its exit code."""
+
+    def study(*arguments):
+        places = ["--output", str(tmp_path / "runs"), "--json", str(tmp_path / "study.json")]
+        rows = ["--seeds", "5", "--modes", "sparse", "static"]
+        return ablation.main([str(tiny), TEST_DATA, "--full", *rows, *places, *arguments])
+
+    return study
+
+
+@pytest.mark.parametrize(
+    ("states", "overrides", "message"),
+    [
+        ([ended_well], ["optimizer.lr=5e-3"], "holds a run of other settings"),
+        ([ended_well, trained_a_while, saved], ["optimizer.lr=5e-3"], "holds a run of other settings"),
+        ([saved], ["optimizer.lr=5e-3"], "holds a run of other settings"),
+        ([trained_a_while], ["phases.full.batch_size=2"], "holds a run of other settings"),
+        ([ended_well, trained_a_while], [], "holds a finished run without a checkpoint"),
+        ([saved, lambda folder: (folder / "experiment.toml").unlink()], [], "holds a run without experiment.toml"),
+    ],
+)
+def test_a_conflict_in_a_later_row_is_found_before_anything_is_trained(
+    held, study, tmp_path, in_process, capsys, states, overrides, message
+):
+    folder = held("static_seed_5", *states, overrides=overrides)
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+    assert study() == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert f"{folder}: {message}" in error
+    assert "remove the folder to train it again, or give another --output" in error
+    assert in_process == []
+    assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("states", "trained"),
+    [
+        ([ended_well, trained_a_while, saved], ["sparse_seed_5"]),
+        ([trained_a_while, saved], ["sparse_seed_5", "static_seed_5"]),
+        ([lambda folder: (folder / "exit.json").write_text('{"code": 3}')], ["sparse_seed_5", "static_seed_5"]),
+    ],
+)
+def test_what_is_finished_is_used_again_and_what_is_not_is_trained(
+    held, study, in_process, monkeypatch, states, trained
+):
+    monkeypatch.setattr(ablation, "measured", lambda experiment: {"test": {"iou": 0, "s_measure": 0, "mae": 0}})
+    monkeypatch.setattr(ablation, "headline", str)
+    monkeypatch.setattr(ablation, "summarise", len)
+    monkeypatch.setattr(
+        ablation, "train", lambda _file, _overrides, experiment: in_process.append(experiment.experiment.name)
+    )
+    held("static_seed_5", *states)
+    assert study() == 0
+    assert in_process == trained
 
 
 # ---- the code that made a run
@@ -154,15 +220,7 @@ def test_other_code_has_another_digest(package, change):
     assert ablation.code_digest() != before
 
 
-def ended_well(folder):
-    (folder / "exit.json").write_text('{"code": 0}')
-
-
-def cut_off(folder):
-    (folder / "checkpoints" / "epoch_0001").mkdir(parents=True)
-
-
-@pytest.mark.parametrize("state", [ended_well, cut_off])
+@pytest.mark.parametrize("state", [ended_well, trained_a_while, saved])
 @pytest.mark.parametrize("noted", [None, '{"cpu_seconds": 3.0}', '{"code_digest": "0123abc"}'])
 def test_a_study_refuses_runs_of_other_code_before_it_trains(tiny, tmp_path, in_process, capsys, state, noted):
     folder = tmp_path / "runs" / "static_seed_5"
@@ -234,22 +292,10 @@ def test_resources_are_those_of_the_process_and_its_children(child, tiny_experim
 
 def test_of_a_run_that_was_cut_off_only_the_code_is_known(child, tiny_experiment):
     experiment = tiny_experiment()
-    cut_off(experiment.run_folder)
+    saved(experiment.run_folder)
     child("pass")
     ablation.train(Path("x.toml"), [], experiment)
     assert json.loads((experiment.run_folder / "resources.json").read_text()) == {"code_digest": ablation.code_digest()}
-
-
-def test_a_run_of_other_settings_is_refused_and_keeps_what_it_took(child, tiny_experiment):
-    experiment = tiny_experiment()
-    cut_off(experiment.run_folder)
-    (experiment.run_folder / "experiment.toml").write_text(experiment.to_toml())
-    noted = experiment.run_folder / "resources.json"
-    noted.write_text('{"cpu_seconds": 9}')
-    child("pass")
-    with pytest.raises(ExperimentError, match=r"other settings: give another --output"):
-        ablation.train(Path("x.toml"), [], tiny_experiment("optimizer.lr=5e-3"))
-    assert json.loads(noted.read_text()) == {"cpu_seconds": 9}
 
 
 def test_a_file_that_holds_no_study_is_one_message(capsys, tmp_path):
