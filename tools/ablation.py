@@ -35,7 +35,7 @@ from camox.experiment import Experiment
 from camox.tracking.console import Console
 from camox.training.run_folder import RunFolder
 from machine import machine, versions
-from pages import fill_block
+from pages import SHAPE_ERRORS, fill_block, read_results
 
 MODES = ("sparse", "dense", "static", "random")
 PACKAGE = Path(camox.__file__).resolve().parent
@@ -382,23 +382,34 @@ def headline(run: dict[str, Any]) -> str:
 
 
 def show(options: argparse.Namespace, console: Console) -> None:
-    """Puts the tables of a results file on the screen or into a page, and draws its figures."""
-    try:
-        study = json.loads(options.results.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise DataError(f"{options.results}: cannot be read as results: {error}") from error
-    if not isinstance(study, dict) or "runs" not in study:
+    """Puts the tables of a results file on the screen or into a page, and draws its figures.
+
+    Raises:
+        DataError: a file cannot be read or written, or holds no whole study.
+    """
+    study = read_results(options.results)
+    if not study.get("runs"):
         raise DataError(f"{options.results}: holds no study; give a file that this command wrote with --json")
-    tables = markdown_tables(study)
+    figures: list[Path] = []
+    try:
+        tables = markdown_tables(study)
+        if options.figures is not None:
+            from ablation_figures import draw_figures
+
+            figures = draw_figures(study, options.figures)
+    except SHAPE_ERRORS as error:
+        raise DataError(
+            f"{options.results}: holds only a part of a study, or another program's: {error!r}; give a file that this "
+            "command wrote with --json"
+        ) from error
+    except OSError as error:
+        raise DataError(f"{options.figures}: the figures cannot be written: {error}; give another --figures") from error
     if options.markdown is None:
         console.notice(tables)
     else:
         fill_block(options.markdown, "ablation", tables)
-    if options.figures is not None:
-        from ablation_figures import draw_figures
-
-        for path in draw_figures(study, options.figures):
-            console.notice(f"{path}")
+    for path in figures:
+        console.notice(f"{path}")
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -30,10 +30,11 @@ from benchmarking.moe import measure_mixtures
 from benchmarking.report import Report, markdown_tables, show
 from benchmarking.settings import PRECISIONS, Settings
 from benchmarking.step import measure_steps
-from camox.errors import CamoxError
+from camox.errors import CamoxError, DataError
 from machine import machine, versions
-from pages import fill_block
+from pages import SHAPE_ERRORS, fill_block, read_results
 
+SCRIPT = "tools/benchmark.py"
 SUITES: dict[str, Callable[[Settings], Report]] = {"step": measure_steps, "moe": measure_mixtures}
 
 
@@ -88,37 +89,38 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
 
 
 def _show(suite: str, results: Path, page: Path | None) -> int:
     """The tables of a results file, on the screen or in a page."""
     try:
-        document = json.loads(results.read_text(encoding="utf-8"))
-        measured = _suite_of(document)
-        if measured != suite:
-            sys.stderr.write(f"error: {results}: holds results of {measured}, not of {suite}: name that suite\n")
-            return 2
+        document = read_results(results)
+        _require_suite(document, suite, results)
+        try:
+            tables = markdown_tables(document)
+        except SHAPE_ERRORS as error:
+            raise DataError(f"{results}: cannot be read as results of {suite}: {error!r}") from error
         if page is None:
             show(document, Console())
         else:
-            fill_block(page, suite, markdown_tables(document))
-    except (OSError, json.JSONDecodeError, KeyError) as error:
-        sys.stderr.write(f"error: {results}: cannot be read as results: {error}\n")
-        return 2
+            fill_block(page, suite, tables)
     except CamoxError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
     return 0
 
 
-def _suite_of(document: dict[str, Any]) -> str:
-    """The suite whose results these are, from the command that made them."""
-    words = document["command"].split()
-    return next((word for word in words if word in SUITES), "no suite")
+def _require_suite(document: dict[str, Any], suite: str, results: Path) -> None:
+    """Raises DataError unless these are results of that suite, by the command that made them."""
+    words = str(document.get("command")).split()
+    measured = next((word for word in words if word in SUITES), None)
+    if SCRIPT not in words or measured is None:
+        raise DataError(f"{results}: holds no results of {SCRIPT}; give a file that it wrote with --json")
+    if measured != suite:
+        raise DataError(f"{results}: holds results of {measured}, not of {suite}: name that suite")
 
 
 def _document(settings: Settings, report: Report, arguments: list[str] | None) -> dict[str, Any]:
@@ -126,7 +128,7 @@ def _document(settings: Settings, report: Report, arguments: list[str] | None) -
     if settings.on_gpu:
         of_machine["gpu"] = torch.cuda.get_device_name(settings.torch_device)
     return {
-        "command": " ".join(["python", "tools/benchmark.py", *(sys.argv[1:] if arguments is None else arguments)]),
+        "command": " ".join(["python", SCRIPT, *(sys.argv[1:] if arguments is None else arguments)]),
         "machine": of_machine,
         "versions": versions(),
         "settings": dataclasses.asdict(settings),

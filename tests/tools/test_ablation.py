@@ -298,13 +298,6 @@ def test_of_a_run_that_was_cut_off_only_the_code_is_known(child, tiny_experiment
     assert json.loads((experiment.run_folder / "resources.json").read_text()) == {"code_digest": ablation.code_digest()}
 
 
-def test_a_file_that_holds_no_study_is_one_message(capsys, tmp_path):
-    other = tmp_path / "other.json"
-    other.write_text("{}")
-    assert ablation.main(["--from", str(other)]) == 2
-    assert "holds no study" in " ".join(capsys.readouterr().err.split())
-
-
 def test_the_code_is_noted_before_training_starts(child, tiny_experiment):
     experiment = tiny_experiment()
     noted = experiment.run_folder / "resources.json"
@@ -402,6 +395,29 @@ def test_command_lines_that_say_too_little(arguments, capsys):
     assert "error: " in capsys.readouterr().err
 
 
-def test_results_that_cannot_be_read(tmp_path, capsys):
-    assert ablation.main(["--from", str(tmp_path / "none.json")]) == 2
-    assert "cannot be read as results" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot be read as results"),
+        (b"", "cannot be read as results"),
+        (b"\xff", "cannot be read as results"),
+        (b"[]", "holds no results"),
+        (b"{}", "holds no study"),
+        (b'{"runs": []}', "holds no study"),
+        (b'{"runs": 3}', "holds only a part of a study"),
+        (b'{"runs": [{"name": "sparse"}]}', "holds only a part of a study"),
+        (b'{"runs": ["sparse"], "settings": [], "machine": {}, "versions": {}}', "holds only a part of a study"),
+    ],
+)
+def test_results_that_are_no_study_are_one_message(tmp_path, capsys, content, message):
+    file, page = tmp_path / "study.json", tmp_path / "page.md"
+    if content is not None:
+        file.write_bytes(content)
+    page.write_text("<!-- ablation -->\nold\n<!-- /ablation -->\n")
+    for options in ([], ["--markdown", str(page), "--figures", str(tmp_path / "figures")]):
+        assert ablation.main(["--from", str(file), *options]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.startswith(f"error: {file}: {message}")
+        assert captured.err.count("\n") == 1
+    assert "old" in page.read_text()

@@ -323,13 +323,47 @@ def test_a_page_without_a_place_for_the_tables_is_left_alone(results, tmp_path, 
     assert page.read_text() == "no markers\n"
 
 
+OTHERS = {
+    "[]": "holds no results",
+    "3": "holds no results",
+    "": "cannot be read as results",
+    "{}": "holds no results of tools/benchmark.py",
+    '{"command": ["step"]}': "holds no results of tools/benchmark.py",
+    '{"command": "python tools/benchmark.py step"}': "cannot be read as results of step",
+    '{"command": "python tools/benchmark.py step", "results": [], "ratios": {}, "targets": []}': "cannot be read as",
+}
+
+
+@pytest.mark.parametrize("content", OTHERS)
+def test_what_holds_no_results_is_one_message(content, tmp_path, capsys):
+    file, page = tmp_path / "results.json", tmp_path / "page.md"
+    file.write_text(content)
+    page.write_text("<!-- step -->\nold\n<!-- /step -->\n")
+    for options in ([], ["--markdown", str(page)]):
+        assert main(["step", "--from", str(file), *options]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.startswith(f"error: {file}: {OTHERS[content]}")
+        assert captured.err.count("\n") == 1
+    assert "old" in page.read_text()
+
+
+def test_results_of_an_ablation_are_none_of_a_benchmark(capsys):
+    file = SCRIPT.parents[1] / "benchmarks" / "results" / "ablation.json"
+    assert main(["step", "--from", str(file)]) == 2
+    assert "holds no results of tools/benchmark.py" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["step", "--device", "cuda"], "--device cuda: torch finds no CUDA device"),
         (["step", "--precision", "fp16"], "--precision fp16 needs --device cuda"),
         (["step", "--markdown", "page.md"], "--markdown needs --from FILE"),
-        (["step", "--batch", "0"], "0 is not 1 or more"),
+        (["step", "--batch", "0"], "argument --batch: '0' is not a whole number of 1 or more"),
+        (["step", "--batch", "x"], "argument --batch: 'x' is not a whole number of 1 or more"),
+        (["step", "--threads", "1.5"], "argument --threads: '1.5' is not a whole number of 1 or more"),
+        (["step", "--rounds", "-1"], "argument --rounds: '-1' is not a whole number of 1 or more"),
     ],
 )
 def test_what_this_machine_cannot_measure_is_refused(arguments, message, capsys, monkeypatch):
