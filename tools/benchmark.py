@@ -6,7 +6,8 @@ python tools/benchmark.py step --from benchmarks/results/step.json --markdown do
 
 Suites: `step`, a whole training step; `moe`, the mixtures of experts alone. What is compared is timed in interleaved
 rounds and by process time (on a GPU by its own clock), so that neither a slow minute nor a neighbour on the machine
-favours one of them. With `--from` nothing is measured: the tables of a results file are shown, or written into a page.
+favours one of them. The asked figures are stated for the default settings: with others they are not judged. With
+`--from` nothing is measured: the tables of a results file are shown, or written into a page.
 """
 
 import argparse
