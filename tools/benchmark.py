@@ -32,6 +32,7 @@ from benchmarking.report import Report, markdown_tables, show
 from benchmarking.settings import PRECISIONS, Settings
 from benchmarking.step import measure_steps
 from camox.errors import CamoxError, DataError
+from camox.training.environment import git_commit
 from machine import machine, versions
 from pages import SHAPE_ERRORS, fill_block, read_results
 
@@ -130,6 +131,7 @@ def _document(settings: Settings, report: Report, arguments: list[str] | None) -
         of_machine["gpu"] = torch.cuda.get_device_name(settings.torch_device)
     return {
         "command": " ".join(["python", SCRIPT, *(sys.argv[1:] if arguments is None else arguments)]),
+        "git_commit": git_commit(),
         "machine": of_machine,
         "versions": versions(),
         "settings": dataclasses.asdict(settings),

@@ -298,6 +298,9 @@ def test_step_measures_every_variant(tmp_path, monkeypatch, capsys):
     assert {"processor", "cores", "system", "threads"} <= found["machine"].keys()
     assert found["versions"].keys() == {"python", "torch", "timm", "camox"}
     assert found["settings"]["image_size"] == 64
+    head = ["git", "-C", str(SCRIPT.parent), "rev-parse", "HEAD"]
+    commit = subprocess.run(head, capture_output=True, text=True, check=False).stdout.strip()
+    assert found["git_commit"] == (commit or None)
 
     networks = found["results"]["networks"]
     assert list(networks) == ["sparse", "dense", "static", "random", "no_experts", "per_image_loop"]
