@@ -42,6 +42,8 @@ PACKAGE = Path(camox.__file__).resolve().parent
 MEASURED = Path(__file__).resolve().with_name("measured_process.py")
 RESOURCES_FILE = "resources.json"
 CODE_DIGEST = "code_digest"
+SCRIPT = "tools/ablation.py"
+_NUMBERS = {"steps": "steps of a run", "images": "training images", "image_size": "image size"}
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
     console = Console()
     try:
         if options.results is None:
-            run_study(options, ["python", "tools/ablation.py", *arguments], console)
+            run_study(options, ["python", SCRIPT, *arguments], console)
         else:
             show(options, console)
     except CamoxError as error:
@@ -75,15 +77,28 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiment", type=Path, nargs="?", metavar="EXPERIMENT.toml")
     parser.add_argument("overrides", nargs="*", metavar="table.key=value", help="for all rows")
-    parser.add_argument("--modes", nargs="*", choices=MODES, default=list(MODES))
     parser.add_argument(
-        "--variant", nargs="+", action="append", default=[], metavar=("NAME", "table.key=value"), help="one more row"
+        "--modes",
+        nargs="*",
+        choices=MODES,
+        default=list(MODES),
+        help=f"a row for each of these values of model.moe.mode (default: {' '.join(MODES)})",
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[42, 1, 2])
-    parser.add_argument("--size", type=int, default=96, help="height and width of the habitats")
-    parser.add_argument("--steps", type=int, default=800, help="optimizer steps of every run")
+    parser.add_argument(
+        "--variant",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar=("NAME", "table.key=value"),
+        help="one more row (default: none)",
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[42, 1, 2], help="of every row (default: 42 1 2)")
+    parser.add_argument("--size", type=int, default=96, help="side of the habitats in pixels (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=800, help="optimizer steps of every run (default: %(default)s)")
     parser.add_argument("--full", action="store_true", help="size and steps as the experiment says")
-    parser.add_argument("--output", type=Path, default=Path("runs/ablation"), help="folder for the runs")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/ablation"), help="folder for the runs (default: %(default)s)"
+    )
     parser.add_argument("--json", type=Path, help="file for the results")
     parser.add_argument("--from", dest="results", type=Path, metavar="JSON", help="train nothing, show these results")
     parser.add_argument(
@@ -109,7 +124,7 @@ def run_study(options: argparse.Namespace, command_line: list[str], console: Con
     rows += [Row(name, tuple(overrides)) for name, *overrides in options.variant]
     names = [row.name for row in rows]
     if len(set(names)) != len(names):
-        raise ExperimentError(f"rows {names} name one twice: give each variant a name of its own")
+        raise ExperimentError(f"rows {', '.join(names)} name one twice: give each variant a name of its own")
     common = list(options.overrides)
     if not options.full:
         common += smaller(Experiment.load(options.experiment, common), options.size, options.steps)
@@ -117,7 +132,8 @@ def run_study(options: argparse.Namespace, command_line: list[str], console: Con
     experiments = [Experiment.load(options.experiment, overrides, options.output) for *_, overrides in plan]
     steps = {row.name: optimizer_steps(experiment) for (row, *_), experiment in zip(plan, experiments, strict=True)}
     if len(set(steps.values())) > 1:
-        raise ExperimentError(f"the rows do not train for equally many steps: {steps}; compare them one at a time")
+        each = ", ".join(f"{name} for {count}" for name, count in steps.items())
+        raise ExperimentError(f"the rows do not train for equally many steps, {each}: compare them one at a time")
     digest = code_digest()
     for experiment in experiments:  # all of them now: the last would else be refused after hours of the others
         require_same_code(experiment.run_folder, digest)
@@ -137,7 +153,7 @@ def run_study(options: argparse.Namespace, command_line: list[str], console: Con
             "image_size": experiments[0].data.image_size,
         },
     }
-    console.header("ablation", [(key, value) for key, value in study["settings"].items()])
+    console.header("ablation", _in_words(study["settings"]))
     runs: list[dict[str, Any]] = []
     for number, ((row, seed, overrides), experiment) in enumerate(zip(plan, experiments, strict=True), start=1):
         console.notice(f"run {number} of {len(plan)}: {row.name}, seed {seed}")
@@ -147,6 +163,17 @@ def run_study(options: argparse.Namespace, command_line: list[str], console: Con
         runs.append({"name": row.name, "seed": seed, **measured(experiment)})
         console.notice(f"  {headline(runs[-1])}")
         write_json(options.json, {**study, "runs": runs, "summary": summarise(runs)})
+    console.notice(f"see the tables: {shlex.join(['python', SCRIPT, '--from', str(options.json)])}")
+
+
+def _in_words(settings: dict[str, Any]) -> list[tuple[str, str]]:
+    """The settings of a study as lines of name and text, what several rows or overrides say on lines of their own."""
+    lines = [("experiment", settings["experiment"])]
+    lines += [("override", override) for override in settings["overrides"]]
+    lines += [(f"row {name}", " ".join(overrides)) for name, overrides in settings["rows"].items()]
+    lines.append(("seeds", ", ".join(map(str, settings["seeds"]))))
+    lines += [(name, str(settings[key])) for key, name in _NUMBERS.items()]
+    return lines
 
 
 def arguments_of(row: Row, seed: int, common: Sequence[str]) -> list[str]:

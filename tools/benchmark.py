@@ -64,7 +64,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     default = Settings()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suite", choices=SUITES)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default=default.device)
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default=default.device, help="where to measure (default: %(default)s)"
+    )
     parser.add_argument("--json", type=Path, help="file for the results")
     parser.add_argument("--from", dest="results", type=Path, metavar="FILE", help="show these results, measure nothing")
     parser.add_argument("--markdown", type=Path, metavar="PAGE", help="with --from: the page whose tables to replace")
@@ -78,8 +80,13 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     for name, text in sizes.items():
         standard = getattr(default, name.replace("-", "_"))
         parser.add_argument(f"--{name}", type=_count, default=standard, help=f"{text} (default: {standard})")
-    parser.add_argument("--precision", choices=PRECISIONS, default=default.precision)
-    parser.add_argument("--threads", type=_count, help="of torch; by default as many as torch takes")
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default=default.precision,
+        help="number format of forward passes (default: %(default)s)",
+    )
+    parser.add_argument("--threads", type=_count, help="of torch (default: as many as torch takes)")
     options = parser.parse_args(arguments)
     if options.markdown is not None and options.results is None:
         parser.error("--markdown needs --from FILE: measure with --json FILE first")

@@ -1,6 +1,7 @@
 """The ablation study: what it trains, what it does not train again, and a small one from end to end."""
 
 import json
+import re
 import shlex
 import shutil
 import sys
@@ -72,7 +73,7 @@ def test_rows_of_unequal_steps_are_refused(tiny, tmp_path, capsys):
     rows = ["--modes", "sparse", "--variant", "longer", "phases.full.epochs=3"]
     places = ["--output", str(tmp_path / "runs"), "--json", str(tmp_path / "study.json")]
     assert ablation.main([str(tiny), TEST_DATA, *rows, "--full", *places]) == 2
-    assert "{'sparse': 4, 'longer': 8}" in capsys.readouterr().err
+    assert "equally many steps, sparse for 4, longer for 8: compare" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 
 
@@ -351,6 +352,11 @@ def test_small_study_from_end_to_end(tiny, tmp_path, in_process, capsys):
     assert ablation.main([*arguments, "--modes", "sparse", *static]) == 0
     assert in_process == ["sparse_seed_5", "plain_seed_5"]  # what was finished is not trained again
 
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[-1] == f"see the tables: python tools/ablation.py --from {results}"
+    header = printed[printed.rindex("ablation\n") :].partition("run 1")[0]
+    assert not re.search(r"\[\W?'|\[\d|\{'", header)  # lists and dictionaries as Python writes them
+    assert re.search(r"row plain +model\.moe\.mode=static model\.moe\.top_k=1\n", header)
     study = json.loads(results.read_text())
     sparse, plain = study["runs"]
     assert shlex.split(study["command"])[:4] == ["python", "tools/ablation.py", str(tiny), TEST_DATA]
@@ -384,6 +390,15 @@ def test_study_trains_in_a_process_of_its_own(tiny, tmp_path):
     (run,) = json.loads(results.read_text())["runs"]
     assert run["mode"] == "random"
     assert run["resources"]["cpu_seconds"] > 0
+
+
+def test_help_names_the_defaults(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        ablation.main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    options = ablation.parse(["e.toml", "--json", "x"])
+    for value in (*options.modes, options.size, options.steps, options.output, *options.seeds):
+        assert re.search(rf"\(default: [^)]*\b{value}\b", text), value
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """What the benchmark counts, against what can be counted by hand, and both suites end to end at toy size."""
 
+import dataclasses
 import io
 import json
+import re
 import subprocess
 import sys
 import warnings
@@ -389,6 +391,14 @@ def test_a_page_without_a_place_for_the_tables_is_left_alone(results, tmp_path, 
     assert main(["step", "--from", str(results), "--markdown", str(page)]) == 2
     assert "put the lines <!-- step --> and <!-- /step -->" in capsys.readouterr().err
     assert page.read_text() == "no markers\n"
+
+
+def test_help_names_the_defaults(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for field in dataclasses.fields(Settings):
+        assert re.search(rf"--{field.name.replace('_', '-')} [^(]*\(default: {field.default}\)", text), field.name
 
 
 OTHERS = {
