@@ -13,7 +13,6 @@ is the first row.
 """
 
 import argparse
-import hashlib
 import json
 import os
 import shlex
@@ -25,7 +24,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import camox
+from ablation_reuse import (
+    CODE_DIGEST,
+    PACKAGE,
+    RESOURCES_FILE,
+    code_digest,
+    ended_well,
+    noted,
+    require_same_code,
+    require_same_experiment,
+    require_unchanged_code,
+)
 from ablation_summary import summarise
 from ablation_tables import markdown_tables
 from camox.checkpoints.folders import list_checkpoints
@@ -33,15 +42,11 @@ from camox.data.sources import held_out_split, open_sources, open_training_sourc
 from camox.errors import CamoxError, DataError, ExperimentError
 from camox.experiment import Experiment
 from camox.tracking.console import Console
-from camox.training.run_folder import RunFolder
 from machine import machine, versions
 from pages import SHAPE_ERRORS, fill_block, read_results
 
 MODES = ("sparse", "dense", "static", "random")
-PACKAGE = Path(camox.__file__).resolve().parent
 MEASURED = Path(__file__).resolve().with_name("measured_process.py")
-RESOURCES_FILE = "resources.json"
-CODE_DIGEST = "code_digest"
 SCRIPT = "tools/ablation.py"
 _NUMBERS = {"steps": "steps of a run", "images": "training images", "image_size": "image size"}
 
@@ -158,7 +163,7 @@ def run_study(options: argparse.Namespace, command_line: list[str], console: Con
     for number, ((row, seed, overrides), experiment) in enumerate(zip(plan, experiments, strict=True), start=1):
         console.notice(f"run {number} of {len(plan)}: {row.name}, seed {seed}")
         require_unchanged_code(digest)
-        if not _ended_well(experiment.run_folder):
+        if not ended_well(experiment.run_folder):
             train(options.experiment, overrides, experiment)
         runs.append({"name": row.name, "seed": seed, **measured(experiment)})
         console.notice(f"  {headline(runs[-1])}")
@@ -249,86 +254,6 @@ def _inline(source: dict[str, Any]) -> str:
     return "{ " + ", ".join(f"{key} = {json.dumps(value)}" for key, value in given.items()) + " }"
 
 
-def code_digest() -> str:
-    """SHA-256 in hex of the paths and bytes of all Python files of the `camox` that is imported here."""
-    digest = hashlib.sha256()
-    for name in sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py")):
-        content = (PACKAGE / name).read_bytes()
-        digest.update(f"{name}\0{len(content)}\0".encode() + content)
-    return digest.hexdigest()
-
-
-def require_same_code(folder: Path, digest: str) -> None:
-    """Lets a run that would be used again, or go on from its last checkpoint, be of the code of this digest only.
-
-    Raises:
-        ExperimentError: it is of other code, or does not say of which.
-    """
-    if not _holds_run(folder):
-        return
-    made_by = _noted(folder).get(CODE_DIGEST)
-    if made_by != digest:
-        raise ExperimentError(
-            f"{folder}: this run was made by other code than that of {PACKAGE} now ({CODE_DIGEST} in {RESOURCES_FILE}: "
-            f"{made_by or 'none'}; now: {digest}), and runs of different code must not be compared: remove the folder "
-            "to train it again, or give another --output"
-        )
-
-
-def require_same_experiment(experiment: Experiment) -> None:
-    """Lets a run be used again, or go on, only as what it was started as.
-
-    Raises:
-        ExperimentError: its folder holds another one, or one that is finished but without the weights to measure.
-    """
-    folder = experiment.run_folder
-    if not _holds_run(folder):
-        return
-    before, remedy = folder / "experiment.toml", "remove the folder to train it again, or give another --output"
-    if not before.is_file():
-        raise ExperimentError(f"{folder}: holds a run without {before.name}, which may be of other settings: {remedy}")
-    if _what_was_run(Experiment.load(before)) != _what_was_run(experiment):
-        raise ExperimentError(f"{folder}: holds a run of other settings ({before.name}): {remedy}")
-    if not list_checkpoints(folder) and _ended_well(folder):
-        raise ExperimentError(f"{folder}: holds a finished run without a checkpoint, nothing to measure: {remedy}")
-
-
-def require_unchanged_code(digest: str) -> None:
-    """Raises ExperimentError where the code is no longer that of this digest."""
-    if code_digest() != digest:
-        raise ExperimentError(
-            f"{PACKAGE}: the code was changed while the study ran, and its runs must all be of the same: take the "
-            "change back and give the same command again, or begin anew with another --output"
-        )
-
-
-def _holds_run(folder: Path) -> bool:
-    """Whether there is a run to use again or to go on with; a start that failed at once may simply be repeated."""
-    return _ended_well(folder) or RunFolder(folder).holds_run()
-
-
-def _ended_well(folder: Path) -> bool:
-    """Whether the run was trained to its end."""
-    try:
-        return json.loads((folder / "exit.json").read_text())["code"] == 0
-    except (OSError, json.JSONDecodeError):
-        return False
-
-
-def _noted(folder: Path) -> dict[str, Any]:
-    """What `train` noted in the run's folder."""
-    try:
-        return json.loads((folder / RESOURCES_FILE).read_text())
-    except (OSError, json.JSONDecodeError):
-        return {}
-
-
-def _what_was_run(experiment: Experiment) -> dict[str, Any]:
-    plain = experiment.plain()
-    identity = {key: value for key, value in plain["experiment"].items() if key != "output"}
-    return {**plain, "experiment": identity, "tracking": None}
-
-
 def train(file: Path, overrides: Sequence[str], experiment: Experiment) -> None:
     """Trains in a process of its own and notes in the run's folder which code that was and what it took.
 
@@ -378,7 +303,7 @@ def measured(experiment: Experiment) -> dict[str, Any]:
     from camox.inference.routing_study import study_run
 
     folder = experiment.run_folder
-    taken = {key: value for key, value in _noted(folder).items() if key != CODE_DIGEST}
+    taken = {key: value for key, value in noted(folder).items() if key != CODE_DIGEST}
     return {
         "run": str(folder),
         "mode": experiment.model.moe.mode,

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 import ablation
+import ablation_reuse
 from camox.checkpoints.store import write_checkpoint
 from camox.errors import ExperimentError
 from camox.experiment import Experiment
@@ -105,7 +106,9 @@ def held(tiny, tmp_path):
         folder = tmp_path / "runs" / name
         folder.mkdir(parents=True)
         (folder / "experiment.toml").write_text(experiment.to_toml())
-        (folder / "resources.json").write_text(json.dumps({"code_digest": ablation.code_digest(), "cpu_seconds": 9}))
+        (folder / "resources.json").write_text(
+            json.dumps({"code_digest": ablation_reuse.code_digest(), "cpu_seconds": 9})
+        )
         for state in states:
             state(folder)
         return folder
@@ -177,8 +180,8 @@ def test_what_is_finished_is_used_again_and_what_is_not_is_trained(
 @pytest.fixture
 def package(tmp_path, monkeypatch):
     """A copy of the package, which is then the one whose code counts."""
-    package = shutil.copytree(ablation.PACKAGE, tmp_path / "copy" / "camox")
-    monkeypatch.setattr(ablation, "PACKAGE", package)
+    package = shutil.copytree(ablation_reuse.PACKAGE, tmp_path / "copy" / "camox")
+    monkeypatch.setattr(ablation_reuse, "PACKAGE", package)
     return package
 
 
@@ -186,10 +189,10 @@ def test_the_same_code_has_the_same_digest_wherever_it_lies(package, monkeypatch
     (package / "__pycache__").mkdir(exist_ok=True)
     (package / "__pycache__" / "more.pyc").write_bytes(b"0")
     (package / "notes.txt").write_text("no code")
-    of_copy = ablation.code_digest()
+    of_copy = ablation_reuse.code_digest()
     monkeypatch.undo()
-    assert package != ablation.PACKAGE
-    assert ablation.code_digest() == of_copy
+    assert package != ablation_reuse.PACKAGE
+    assert ablation_reuse.code_digest() == of_copy
 
 
 def edited(package):
@@ -208,7 +211,7 @@ def with_an_empty_file(package):
 def with_text_moved_between_files(package):
     (package / "a.py").write_text("x")
     (package / "b.py").write_text("")
-    before = ablation.code_digest()
+    before = ablation_reuse.code_digest()
     (package / "a.py").write_text("")
     (package / "b.py").write_text("x")
     return before
@@ -216,12 +219,12 @@ def with_text_moved_between_files(package):
 
 @pytest.mark.parametrize("change", [edited, renamed, with_an_empty_file, with_text_moved_between_files])
 def test_other_code_has_another_digest(package, change):
-    before = ablation.code_digest()
+    before = ablation_reuse.code_digest()
     before = change(package) or before
-    assert ablation.code_digest() != before
+    assert ablation_reuse.code_digest() != before
 
 
-@pytest.mark.parametrize("state", [ended_well, trained_a_while, saved])
+@pytest.mark.parametrize("state", [ended_well, saved])
 @pytest.mark.parametrize("noted", [None, '{"cpu_seconds": 3.0}', '{"code_digest": "0123abc"}'])
 def test_a_study_refuses_runs_of_other_code_before_it_trains(tiny, tmp_path, in_process, capsys, state, noted):
     folder = tmp_path / "runs" / "static_seed_5"
@@ -242,7 +245,7 @@ def test_a_study_refuses_runs_of_other_code_before_it_trains(tiny, tmp_path, in_
 
 def test_a_start_that_failed_before_its_first_checkpoint_may_be_of_other_code(tmp_path):
     (tmp_path / "exit.json").write_text('{"code": 2}')
-    ablation.require_same_code(tmp_path, "0123abc")
+    ablation_reuse.require_same_code(tmp_path, "0123abc")
 
 
 def test_a_study_ends_where_the_code_is_changed_while_it_runs(tiny, tmp_path, in_process, capsys, package):
@@ -288,7 +291,7 @@ def test_resources_are_those_of_the_process_and_its_children(child, tiny_experim
     assert resources["cpu_seconds"] >= 0.3
     assert resources["wall_seconds"] >= 0.3
     assert 50 * 2**20 < resources["peak_memory_bytes"] < len(ballast)
-    assert resources["code_digest"] == ablation.code_digest()
+    assert resources["code_digest"] == ablation_reuse.code_digest()
 
 
 def test_of_a_run_that_was_cut_off_only_the_code_is_known(child, tiny_experiment):
@@ -296,13 +299,15 @@ def test_of_a_run_that_was_cut_off_only_the_code_is_known(child, tiny_experiment
     saved(experiment.run_folder)
     child("pass")
     ablation.train(Path("x.toml"), [], experiment)
-    assert json.loads((experiment.run_folder / "resources.json").read_text()) == {"code_digest": ablation.code_digest()}
+    assert json.loads((experiment.run_folder / "resources.json").read_text()) == {
+        "code_digest": ablation_reuse.code_digest()
+    }
 
 
 def test_the_code_is_noted_before_training_starts(child, tiny_experiment):
     experiment = tiny_experiment()
     noted = experiment.run_folder / "resources.json"
-    child(f"import json; assert json.load(open({str(noted)!r}))['code_digest'] == {ablation.code_digest()!r}")
+    child(f"import json; assert json.load(open({str(noted)!r}))['code_digest'] == {ablation_reuse.code_digest()!r}")
     ablation.train(Path("x.toml"), [], experiment)
 
 
@@ -333,7 +338,7 @@ def in_process(monkeypatch):
         for state in (AcceleratorState, GradientState, PartialState):
             state._reset_state()
         Trainer(experiment, accelerator=Accelerator(cpu=True)).run()
-        noted = {"code_digest": ablation.code_digest()}
+        noted = {"code_digest": ablation_reuse.code_digest()}
         (experiment.run_folder / "resources.json").write_text(json.dumps(noted))
         trained.append(experiment.experiment.name)
         trained.after()
@@ -360,7 +365,7 @@ def test_small_study_from_end_to_end(tiny, tmp_path, in_process, capsys):
     study = json.loads(results.read_text())
     sparse, plain = study["runs"]
     assert shlex.split(study["command"])[:4] == ["python", "tools/ablation.py", str(tiny), TEST_DATA]
-    assert study["code_digest"] == ablation.code_digest()
+    assert study["code_digest"] == ablation_reuse.code_digest()
     assert study["settings"]["steps"] == 4
     assert study["settings"]["rows"]["plain"] == ["model.moe.mode=static", "model.moe.top_k=1"]
     assert (sparse["mode"], plain["mode"]) == ("sparse", "static")
