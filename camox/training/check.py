@@ -8,6 +8,7 @@ from camox.experiment import Experiment
 from camox.models.backbone import pretrained_source
 from camox.models.camoxpert import CamoXpert
 from camox.tracking.console import Console
+from camox.training.announcement import describe_experts
 from camox.training.building import build_network
 from camox.training.run_folder import RunFolder
 from camox.training.sampler import EpochBatches
@@ -41,6 +42,7 @@ def check(experiment: Experiment) -> None:
         network = CamoXpert.from_experiment(experiment)
     parameters = sum(parameter.numel() for parameter in network.parameters()) / 1e6
     console.notice(f"the model builds: {model.backbone}, {parameters:.1f} M parameters")
+    console.notice(f"experts: {describe_experts(model.moe)}")
 
     data, settings = experiment.data, experiment.experiment
     train, held_out = open_training_sources(
