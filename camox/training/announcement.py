@@ -11,7 +11,7 @@ from camox.data.sources import Subset
 from camox.experiment import Experiment
 from camox.experiment.schema import MixtureOfExperts
 from camox.models.camoxpert import CamoXpert
-from camox.tracking.console import Console
+from camox.tracking.console import Console, counted
 from camox.training.processes import precision_name, precision_notices
 from camox.training.run_state import Position
 
@@ -40,7 +40,7 @@ def announce(
         ("data", f"{len(train)} training, {len(held_out)} held out ({train.label})"),
         ("model", f"{experiment.model.backbone}, {parameters:.1f} M parameters"),
         ("experts", describe_experts(experiment.model.moe)),
-        ("phases", ", ".join(f"{p.name} {p.epochs} epoch{'s' * (p.epochs > 1)}" for p in phases)),
+        ("phases", ", ".join(f"{p.name} {counted(p.epochs, 'epoch')}" for p in phases)),
         ("batch", f"{', '.join(batches)} (per device × accumulated × processes)"),
         ("device", f"{ranks} × {accelerator.device.type}, {precision_name(accelerator)}"),
         ("run folder", experiment.run_folder),
