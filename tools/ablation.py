@@ -13,7 +13,6 @@ is the first row.
 """
 
 import argparse
-import hashlib
 import json
 import os
 import shlex
@@ -25,21 +24,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import camox
+from ablation_reuse import (
+    CODE_DIGEST,
+    PACKAGE,
+    RESOURCES_FILE,
+    code_digest,
+    ended_well,
+    noted,
+    require_same_code,
+    require_same_experiment,
+    require_unchanged_code,
+)
 from ablation_summary import summarise
 from ablation_tables import markdown_tables
+from camox.checkpoints.folders import list_checkpoints
 from camox.data.sources import held_out_split, open_sources, open_training_sources
 from camox.errors import CamoxError, DataError, ExperimentError
 from camox.experiment import Experiment
 from camox.tracking.console import Console
 from machine import machine, versions
-from pages import fill_block
+from pages import SHAPE_ERRORS, fill_block, read_results
 
 MODES = ("sparse", "dense", "static", "random")
-PACKAGE = Path(camox.__file__).resolve().parent
 MEASURED = Path(__file__).resolve().with_name("measured_process.py")
-RESOURCES_FILE = "resources.json"
-CODE_DIGEST = "code_digest"
+SCRIPT = "tools/ablation.py"
+_NUMBERS = {"steps": "steps of a run", "images": "training images", "image_size": "image size"}
 
 
 @dataclass(frozen=True)
@@ -56,7 +65,7 @@ def main(arguments: Sequence[str]) -> int:
     console = Console()
     try:
         if options.results is None:
-            run_study(options, ["python", "tools/ablation.py", *arguments], console)
+            run_study(options, ["python", SCRIPT, *arguments], console)
         else:
             show(options, console)
     except CamoxError as error:
@@ -73,15 +82,28 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiment", type=Path, nargs="?", metavar="EXPERIMENT.toml")
     parser.add_argument("overrides", nargs="*", metavar="table.key=value", help="for all rows")
-    parser.add_argument("--modes", nargs="*", choices=MODES, default=list(MODES))
     parser.add_argument(
-        "--variant", nargs="+", action="append", default=[], metavar=("NAME", "table.key=value"), help="one more row"
+        "--modes",
+        nargs="*",
+        choices=MODES,
+        default=list(MODES),
+        help=f"a row for each of these values of model.moe.mode (default: {' '.join(MODES)})",
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[42, 1, 2])
-    parser.add_argument("--size", type=int, default=96, help="height and width of the habitats")
-    parser.add_argument("--steps", type=int, default=800, help="optimizer steps of every run")
+    parser.add_argument(
+        "--variant",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar=("NAME", "table.key=value"),
+        help="one more row (default: none)",
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[42, 1, 2], help="of every row (default: 42 1 2)")
+    parser.add_argument("--size", type=int, default=96, help="side of the habitats in pixels (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=800, help="optimizer steps of every run (default: %(default)s)")
     parser.add_argument("--full", action="store_true", help="size and steps as the experiment says")
-    parser.add_argument("--output", type=Path, default=Path("runs/ablation"), help="folder for the runs")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/ablation"), help="folder for the runs (default: %(default)s)"
+    )
     parser.add_argument("--json", type=Path, help="file for the results")
     parser.add_argument("--from", dest="results", type=Path, metavar="JSON", help="train nothing, show these results")
     parser.add_argument(
@@ -107,7 +129,7 @@ def run_study(options: argparse.Namespace, command_line: list[str], console: Con
     rows += [Row(name, tuple(overrides)) for name, *overrides in options.variant]
     names = [row.name for row in rows]
     if len(set(names)) != len(names):
-        raise ExperimentError(f"rows {names} name one twice: give each variant a name of its own")
+        raise ExperimentError(f"rows {', '.join(names)} name one twice: give each variant a name of its own")
     common = list(options.overrides)
     if not options.full:
         common += smaller(Experiment.load(options.experiment, common), options.size, options.steps)
@@ -115,10 +137,12 @@ def run_study(options: argparse.Namespace, command_line: list[str], console: Con
     experiments = [Experiment.load(options.experiment, overrides, options.output) for *_, overrides in plan]
     steps = {row.name: optimizer_steps(experiment) for (row, *_), experiment in zip(plan, experiments, strict=True)}
     if len(set(steps.values())) > 1:
-        raise ExperimentError(f"the rows do not train for equally many steps: {steps}; compare them one at a time")
+        each = ", ".join(f"{name} for {count}" for name, count in steps.items())
+        raise ExperimentError(f"the rows do not train for equally many steps, {each}: compare them one at a time")
     digest = code_digest()
-    for experiment in experiments:
+    for experiment in experiments:  # all of them now: the last would else be refused after hours of the others
         require_same_code(experiment.run_folder, digest)
+        require_same_experiment(experiment)
     study: dict[str, Any] = {
         "command": shlex.join(command_line),
         CODE_DIGEST: digest,
@@ -134,16 +158,27 @@ def run_study(options: argparse.Namespace, command_line: list[str], console: Con
             "image_size": experiments[0].data.image_size,
         },
     }
-    console.header("ablation", [(key, value) for key, value in study["settings"].items()])
+    console.header("ablation", _in_words(study["settings"]))
     runs: list[dict[str, Any]] = []
     for number, ((row, seed, overrides), experiment) in enumerate(zip(plan, experiments, strict=True), start=1):
         console.notice(f"run {number} of {len(plan)}: {row.name}, seed {seed}")
         require_unchanged_code(digest)
-        if not is_finished(experiment):
+        if not ended_well(experiment.run_folder):
             train(options.experiment, overrides, experiment)
         runs.append({"name": row.name, "seed": seed, **measured(experiment)})
         console.notice(f"  {headline(runs[-1])}")
         write_json(options.json, {**study, "runs": runs, "summary": summarise(runs)})
+    console.notice(f"see the tables: {shlex.join(['python', SCRIPT, '--from', str(options.json)])}")
+
+
+def _in_words(settings: dict[str, Any]) -> list[tuple[str, str]]:
+    """The settings of a study as lines of name and text, what several rows or overrides say on lines of their own."""
+    lines = [("experiment", settings["experiment"])]
+    lines += [("override", override) for override in settings["overrides"]]
+    lines += [(f"row {name}", " ".join(overrides)) for name, overrides in settings["rows"].items()]
+    lines.append(("seeds", ", ".join(map(str, settings["seeds"]))))
+    lines += [(name, str(settings[key])) for key, name in _NUMBERS.items()]
+    return lines
 
 
 def arguments_of(row: Row, seed: int, common: Sequence[str]) -> list[str]:
@@ -219,88 +254,6 @@ def _inline(source: dict[str, Any]) -> str:
     return "{ " + ", ".join(f"{key} = {json.dumps(value)}" for key, value in given.items()) + " }"
 
 
-def code_digest() -> str:
-    """SHA-256 in hex of the paths and bytes of all Python files of the `camox` that is imported here."""
-    digest = hashlib.sha256()
-    for name in sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py")):
-        content = (PACKAGE / name).read_bytes()
-        digest.update(f"{name}\0{len(content)}\0".encode() + content)
-    return digest.hexdigest()
-
-
-def require_same_code(folder: Path, digest: str) -> None:
-    """Lets a run that would be used again, or go on from its last checkpoint, be of the code of this digest only.
-
-    Raises:
-        ExperimentError: it is of other code, or does not say of which.
-    """
-    if not _ended_well(folder) and not _holds_checkpoint(folder):
-        return
-    made_by = _noted(folder).get(CODE_DIGEST)
-    if made_by != digest:
-        raise ExperimentError(
-            f"{folder}: this run was made by other code than that of {PACKAGE} now ({CODE_DIGEST} in {RESOURCES_FILE}: "
-            f"{made_by or 'none'}; now: {digest}), and runs of different code must not be compared: remove the folder "
-            "to train it again, or give another --output"
-        )
-
-
-def require_same_experiment(experiment: Experiment) -> None:
-    """Lets a run go on only as what it was started as.
-
-    Raises:
-        ExperimentError: its folder holds another one; nothing there is touched.
-    """
-    folder = experiment.run_folder
-    before = folder / "experiment.toml"
-    if before.is_file() and _what_was_run(Experiment.load(before)) != _what_was_run(experiment):
-        raise ExperimentError(
-            f"{folder}: holds a run of other settings: give another --output, or remove the folder to train it again"
-        )
-
-
-def require_unchanged_code(digest: str) -> None:
-    """Raises ExperimentError where the code is no longer that of this digest."""
-    if code_digest() != digest:
-        raise ExperimentError(
-            f"{PACKAGE}: the code was changed while the study ran, and its runs must all be of the same: take the "
-            "change back and give the same command again, or begin anew with another --output"
-        )
-
-
-def is_finished(experiment: Experiment) -> bool:
-    """Whether the run's folder holds this very experiment, trained to its end; where it lies does not matter."""
-    folder = experiment.run_folder
-    if not _ended_well(folder):
-        return False
-    return _what_was_run(Experiment.load(folder / "experiment.toml")) == _what_was_run(experiment)
-
-
-def _ended_well(folder: Path) -> bool:
-    try:
-        return json.loads((folder / "exit.json").read_text())["code"] == 0
-    except (OSError, json.JSONDecodeError):
-        return False
-
-
-def _holds_checkpoint(folder: Path) -> bool:
-    return any((folder / "checkpoints").glob("epoch_*"))
-
-
-def _noted(folder: Path) -> dict[str, Any]:
-    """What `train` noted in the run's folder."""
-    try:
-        return json.loads((folder / RESOURCES_FILE).read_text())
-    except (OSError, json.JSONDecodeError):
-        return {}
-
-
-def _what_was_run(experiment: Experiment) -> dict[str, Any]:
-    plain = experiment.plain()
-    identity = {key: value for key, value in plain["experiment"].items() if key != "output"}
-    return {**plain, "experiment": identity, "tracking": None}
-
-
 def train(file: Path, overrides: Sequence[str], experiment: Experiment) -> None:
     """Trains in a process of its own and notes in the run's folder which code that was and what it took.
 
@@ -310,9 +263,7 @@ def train(file: Path, overrides: Sequence[str], experiment: Experiment) -> None:
         ExperimentError: training failed.
     """
     folder = experiment.run_folder
-    interrupted = _holds_checkpoint(folder)
-    if interrupted:
-        require_same_experiment(experiment)
+    interrupted = bool(list_checkpoints(folder))
     command = training_command(file, overrides, experiment.experiment.output)
     code_noted = {CODE_DIGEST: code_digest()}
     write_json(folder / RESOURCES_FILE, code_noted)  # now: a run that is cut off must say it too
@@ -352,7 +303,7 @@ def measured(experiment: Experiment) -> dict[str, Any]:
     from camox.inference.routing_study import study_run
 
     folder = experiment.run_folder
-    taken = {key: value for key, value in _noted(folder).items() if key != CODE_DIGEST}
+    taken = {key: value for key, value in noted(folder).items() if key != CODE_DIGEST}
     return {
         "run": str(folder),
         "mode": experiment.model.moe.mode,
@@ -383,23 +334,34 @@ def headline(run: dict[str, Any]) -> str:
 
 
 def show(options: argparse.Namespace, console: Console) -> None:
-    """Puts the tables of a results file on the screen or into a page, and draws its figures."""
-    try:
-        study = json.loads(options.results.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise DataError(f"{options.results}: cannot be read as results: {error}") from error
-    if not isinstance(study, dict) or "runs" not in study:
+    """Puts the tables of a results file on the screen or into a page, and draws its figures.
+
+    Raises:
+        DataError: a file cannot be read or written, or holds no whole study.
+    """
+    study = read_results(options.results)
+    if not study.get("runs"):
         raise DataError(f"{options.results}: holds no study; give a file that this command wrote with --json")
-    tables = markdown_tables(study)
+    figures: list[Path] = []
+    try:
+        tables = markdown_tables(study)
+        if options.figures is not None:
+            from ablation_figures import draw_figures
+
+            figures = draw_figures(study, options.figures)
+    except SHAPE_ERRORS as error:
+        raise DataError(
+            f"{options.results}: holds only a part of a study, or another program's: {error!r}; give a file that this "
+            "command wrote with --json"
+        ) from error
+    except OSError as error:
+        raise DataError(f"{options.figures}: the figures cannot be written: {error}; give another --figures") from error
     if options.markdown is None:
         console.notice(tables)
     else:
         fill_block(options.markdown, "ablation", tables)
-    if options.figures is not None:
-        from ablation_figures import draw_figures
-
-        for path in draw_figures(study, options.figures):
-            console.notice(f"{path}")
+    for path in figures:
+        console.notice(f"{path}")
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

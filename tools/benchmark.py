@@ -6,7 +6,8 @@ python tools/benchmark.py step --from benchmarks/results/step.json --markdown do
 
 Suites: `step`, a whole training step; `moe`, the mixtures of experts alone. What is compared is timed in interleaved
 rounds and by process time (on a GPU by its own clock), so that neither a slow minute nor a neighbour on the machine
-favours one of them. With `--from` nothing is measured: the tables of a results file are shown, or written into a page.
+favours one of them. The asked figures are stated for the default settings: with others they are not judged. With
+`--from` nothing is measured: the tables of a results file are shown, or written into a page.
 """
 
 import argparse
@@ -30,10 +31,12 @@ from benchmarking.moe import measure_mixtures
 from benchmarking.report import Report, markdown_tables, show
 from benchmarking.settings import PRECISIONS, Settings
 from benchmarking.step import measure_steps
-from camox.errors import CamoxError
+from camox.errors import CamoxError, DataError
+from camox.training.environment import git_commit
 from machine import machine, versions
-from pages import fill_block
+from pages import SHAPE_ERRORS, fill_block, read_results
 
+SCRIPT = "tools/benchmark.py"
 SUITES: dict[str, Callable[[Settings], Report]] = {"step": measure_steps, "moe": measure_mixtures}
 
 
@@ -61,7 +64,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     default = Settings()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suite", choices=SUITES)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default=default.device)
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default=default.device, help="where to measure (default: %(default)s)"
+    )
     parser.add_argument("--json", type=Path, help="file for the results")
     parser.add_argument("--from", dest="results", type=Path, metavar="FILE", help="show these results, measure nothing")
     parser.add_argument("--markdown", type=Path, metavar="PAGE", help="with --from: the page whose tables to replace")
@@ -75,8 +80,13 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     for name, text in sizes.items():
         standard = getattr(default, name.replace("-", "_"))
         parser.add_argument(f"--{name}", type=_count, default=standard, help=f"{text} (default: {standard})")
-    parser.add_argument("--precision", choices=PRECISIONS, default=default.precision)
-    parser.add_argument("--threads", type=_count, help="of torch; by default as many as torch takes")
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default=default.precision,
+        help="number format of forward passes (default: %(default)s)",
+    )
+    parser.add_argument("--threads", type=_count, help="of torch (default: as many as torch takes)")
     options = parser.parse_args(arguments)
     if options.markdown is not None and options.results is None:
         parser.error("--markdown needs --from FILE: measure with --json FILE first")
@@ -88,37 +98,38 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
 
 
 def _show(suite: str, results: Path, page: Path | None) -> int:
     """The tables of a results file, on the screen or in a page."""
     try:
-        document = json.loads(results.read_text(encoding="utf-8"))
-        measured = _suite_of(document)
-        if measured != suite:
-            sys.stderr.write(f"error: {results}: holds results of {measured}, not of {suite}: name that suite\n")
-            return 2
+        document = read_results(results)
+        _require_suite(document, suite, results)
+        try:
+            tables = markdown_tables(document)
+        except SHAPE_ERRORS as error:
+            raise DataError(f"{results}: cannot be read as results of {suite}: {error!r}") from error
         if page is None:
             show(document, Console())
         else:
-            fill_block(page, suite, markdown_tables(document))
-    except (OSError, json.JSONDecodeError, KeyError) as error:
-        sys.stderr.write(f"error: {results}: cannot be read as results: {error}\n")
-        return 2
+            fill_block(page, suite, tables)
     except CamoxError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
     return 0
 
 
-def _suite_of(document: dict[str, Any]) -> str:
-    """The suite whose results these are, from the command that made them."""
-    words = document["command"].split()
-    return next((word for word in words if word in SUITES), "no suite")
+def _require_suite(document: dict[str, Any], suite: str, results: Path) -> None:
+    """Raises DataError unless these are results of that suite, by the command that made them."""
+    words = str(document.get("command")).split()
+    measured = next((word for word in words if word in SUITES), None)
+    if SCRIPT not in words or measured is None:
+        raise DataError(f"{results}: holds no results of {SCRIPT}; give a file that it wrote with --json")
+    if measured != suite:
+        raise DataError(f"{results}: holds results of {measured}, not of {suite}: name that suite")
 
 
 def _document(settings: Settings, report: Report, arguments: list[str] | None) -> dict[str, Any]:
@@ -126,7 +137,8 @@ def _document(settings: Settings, report: Report, arguments: list[str] | None) -
     if settings.on_gpu:
         of_machine["gpu"] = torch.cuda.get_device_name(settings.torch_device)
     return {
-        "command": " ".join(["python", "tools/benchmark.py", *(sys.argv[1:] if arguments is None else arguments)]),
+        "command": " ".join(["python", SCRIPT, *(sys.argv[1:] if arguments is None else arguments)]),
+        "git_commit": git_commit(),
         "machine": of_machine,
         "versions": versions(),
         "settings": dataclasses.asdict(settings),

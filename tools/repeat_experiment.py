@@ -28,10 +28,12 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", help="table.key=value")
     options = parser.parse_intermixed_args()
     runs = [one_run(options.experiment, seed, options.output, options.overrides) for seed in options.seeds]
+    environment = json.loads((Path(runs[0]["run"]) / "environment.json").read_text())
     results = {
         "command": " ".join(["python", "tools/repeat_experiment.py", *sys.argv[1:]]),
         "machine": machine(),
-        "environment": json.loads((Path(runs[0]["run"]) / "environment.json").read_text())["packages"],
+        "environment": environment["packages"],
+        "git_commit": environment["git_commit"],
         "runs": runs,
     }
     options.json.parent.mkdir(parents=True, exist_ok=True)

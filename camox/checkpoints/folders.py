@@ -57,9 +57,27 @@ def set_pointer(run: str | Path, pointer: str, name: str) -> None:
 
 def read_pointer(run: str | Path, pointer: str) -> Path | None:
     """The checkpoint that `latest` or `best` names; None where the pointer or its checkpoint is gone."""
-    folder = Path(run) / CHECKPOINTS
+    return _named_in(Path(run) / CHECKPOINTS / pointer)
+
+
+def follow_pointer(path: Path) -> Path | None:
+    """The checkpoint that `path` names where it is itself the `latest` or `best` of a run; None where it is not.
+
+    Raises:
+        CheckpointError: it is, and its checkpoint is gone.
+    """
+    if path.name not in POINTERS or not os.path.isfile(path) or path.parent.resolve().name != CHECKPOINTS:
+        return None
+    found = _named_in(path)
+    if found is None:
+        raise CheckpointError(f"{path}: names no checkpoint that is there {_finished(path.parent)}")
+    return found
+
+
+def _named_in(pointer: Path) -> Path | None:
+    folder = pointer.parent
     try:
-        name = read_text(folder / pointer).strip()
+        name = read_text(pointer).strip()
     except (OSError, UnicodeDecodeError):
         return None
     if not is_plain_name(name):
@@ -71,14 +89,17 @@ def read_pointer(run: str | Path, pointer: str) -> Path | None:
 def resolve(path: str | Path, prefer: Sequence[str] = POINTERS) -> Path:
     """The checkpoint folder that `path` means: itself, or the one its run prefers.
 
-    `path` is a run folder, its `checkpoints` folder, or a checkpoint folder. Of a run, the first of the
-    pointers in `prefer` that names a finished checkpoint decides. `latest` without such a file means the
-    newest finished checkpoint, so that one saved just before a crash is found. Raises CheckpointError where
+    `path` is a run folder, its `checkpoints` folder, a checkpoint folder, or the file `latest` or `best` of a run. Of a
+    run, the first of the pointers in `prefer` that names a finished checkpoint decides. `latest` without such a file
+    means the newest finished checkpoint, so that one saved just before a crash is found. Raises CheckpointError where
     nothing is found.
     """
     path = Path(path)
     if is_checkpoint(path):
         return path
+    pointed = follow_pointer(path)
+    if pointed is not None:
+        return pointed
     if not os.path.isdir(path):
         raise CheckpointError(f"{path}: no such folder. Give a run's folder or one of its checkpoints.")
     run = run_of(path)
@@ -88,11 +109,12 @@ def resolve(path: str | Path, prefer: Sequence[str] = POINTERS) -> Path:
             found = next(reversed(list_checkpoints(run)), None)
         if found is not None:
             return found
-    names = ", ".join(folder.name for folder in list_checkpoints(run)) or "none"
-    raise CheckpointError(
-        f"{path}: no {' or '.join(prefer)} checkpoint here (finished checkpoints: {names}). "
-        "Give a run's folder or one of its checkpoints."
-    )
+    raise CheckpointError(f"{path}: no {' or '.join(prefer)} checkpoint here {_finished(run / CHECKPOINTS)}")
+
+
+def _finished(folder: Path) -> str:
+    names = ", ".join(checkpoint.name for checkpoint in finished_in(folder)) or "none"
+    return f"(finished checkpoints: {names}). Give a run's folder or one of its checkpoints."
 
 
 def run_of(path: Path) -> Path:

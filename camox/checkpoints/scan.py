@@ -115,7 +115,7 @@ def scan(path: str | Path) -> Report:
     """
     path = Path(path)
     found = survey(path)
-    if path.is_file() and found.subjects[0].index is None:
+    if found.subjects[0].files == (path,):
         return Report(path, (SubjectReport(path, (scan_file(path),)),))
     return Report(path, tuple(_scan_subject(subject) for subject in found.subjects), found.notes)
 

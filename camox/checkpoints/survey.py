@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from camox.checkpoints.folders import CHECKPOINTS, TEMPORARY_PREFIX, run_of
+from camox.checkpoints.folders import CHECKPOINTS, TEMPORARY_PREFIX, follow_pointer, run_of
 from camox.checkpoints.manifest import MANIFEST, REPLACED_PREFIX, finished_in, is_checkpoint, read_text
 from camox.errors import CheckpointError
 
@@ -42,6 +42,9 @@ def survey(path: Path) -> Survey:
 
 
 def _survey(path: Path) -> Survey:
+    pointed = follow_pointer(path)
+    if pointed is not None:
+        return Survey((_subject_of_folder(pointed),))
     if path.is_file():
         return Survey((_subject_of_index(path) if path.name.endswith(INDEX_SUFFIX) else Subject(path, (path,)),))
     if not path.is_dir():

@@ -161,7 +161,7 @@ def held_out_split(groups: Sequence[str], fraction: float, seed: int) -> tuple[l
         raise DataError(f"val_fraction is {fraction}: a part between 0 and 1 (such as 0.1) can be held out")
     if len(groups) < 2:
         raise DataError(
-            f"{len(groups)} training sample(s) cannot be split into training and held-out parts: "
+            f"the training samples, {len(groups)} in all, cannot be split into training and held-out parts: "
             f"give more samples or separate validation data"
         )
     members: dict[str, list[int]] = {}

@@ -18,7 +18,7 @@ from camox.errors import ExperimentError
 from camox.experiment import Experiment
 from camox.losses.composite import SegmentationObjective
 from camox.models.camoxpert import CamoXpert
-from camox.tracking.console import duration
+from camox.tracking.console import counted, duration
 
 GIB = 2**30
 
@@ -95,7 +95,7 @@ def check_estimates(subject: Subject, card: str | None, processes: int) -> Findi
     phases = phase_steps(subject.experiment, len(subject.source), processes)
     memory = _phase_memories(subject, half, processes)
     seconds = _seconds_per_image(subject)
-    where = "this GPU" if device.type == "cuda" else f"this machine's CPU, {torch.get_num_threads()} thread(s)"
+    where = "this GPU" if device.type == "cuda" else f"this machine's CPU, {counted(torch.get_num_threads(), 'thread')}"
 
     problems = [] if capacity is None else list(_does_not_fit(subject.experiment, phases, memory, card, capacity))
     needs = [m.needed(p.phase.batch_size) / GIB for p, m in zip(phases, memory, strict=True)]

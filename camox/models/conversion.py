@@ -42,7 +42,7 @@ def convert_state(
         config: its arguments, as in `config.json`.
         mode: by default as it is. To "sparse" and "dense" only from these: the others have no routers.
         experts: names of those to keep, in any order; by default all that the network holds.
-        top_k: by default as it is; to "static" with `experts`, all of these.
+        top_k: by default as it is; to "static" with `experts`, all of these. None to "dense", and not 1 to "sparse".
         others: further arguments of `CamoXpert`, of those that change no parameter, such as `granularity`.
 
     Raises:
@@ -65,6 +65,15 @@ def convert_state(
         )
     if top_k is None:
         top_k = len(names) if mode == "static" and experts is not None else config["top_k"]
+        if mode == "dense":
+            top_k = min(top_k, len(names))  # it is not used there
+    elif mode == "dense":
+        raise CheckpointError(f'top_k = {top_k} has no effect in mode "dense", which takes all experts: leave it out')
+    if mode == "sparse" and top_k == 1 < len(names) and (mode, top_k) != (config["mode"], config["top_k"]):
+        raise CheckpointError(
+            "with top_k = 1 the one expert of an image has weight 1 whatever the router learned, so the network cannot "
+            "be trained on: take 2 or more"
+        )
     if not 1 <= top_k <= len(names):
         raise CheckpointError(f"top_k = {top_k} of {len(names)} experts: keep more experts, or give another top_k")
     if mode == "static":

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from camox.stability.guards import Finding
+from camox.tracking.console import counted
 
 NOISE_STEPS = 500
 Rung = Literal["lower_rate", "longer_warmup", "no_deep_supervision"]
@@ -155,7 +156,7 @@ class Recovery:
         self.adjustments = replace(now, rate=self.rate_factor * now.rate, warmup_from=step, warmup_steps=warmup)
         changes = [f"the learning rate × {self.rate_factor:g}, rising over {warmup} steps", "another order of the data"]
         if number:
-            changes.append(f"{number} suspect sample(s) left out")
+            changes.append(f"{counted(number, 'suspect sample')} left out")
         if rung == "no_deep_supervision":
             changes.append("deep supervision off")
         return ", ".join(changes)

@@ -11,7 +11,7 @@ from camox.data.sources import Subset
 from camox.experiment import Experiment
 from camox.experiment.schema import MixtureOfExperts
 from camox.models.camoxpert import CamoXpert
-from camox.tracking.console import Console
+from camox.tracking.console import Console, counted
 from camox.training.processes import precision_name, precision_notices
 from camox.training.run_state import Position
 
@@ -36,12 +36,11 @@ def announce(
         f"{p.name} {p.batch_size} × {p.accumulate} × {ranks} = {p.batch_size * p.accumulate * ranks}" for p in phases
     ]
     parameters = sum(parameter.numel() for parameter in network.parameters()) / 1e6
-    moe = experiment.model.moe
     rows: list[tuple[str, object]] = [
         ("data", f"{len(train)} training, {len(held_out)} held out ({train.label})"),
         ("model", f"{experiment.model.backbone}, {parameters:.1f} M parameters"),
-        ("experts", f"{_experts(moe)} at strides {', '.join(map(str, moe.scales))}" if moe.scales else "none"),
-        ("phases", ", ".join(f"{p.name} {p.epochs} epoch{'s' * (p.epochs > 1)}" for p in phases)),
+        ("experts", describe_experts(experiment.model.moe)),
+        ("phases", ", ".join(f"{p.name} {counted(p.epochs, 'epoch')}" for p in phases)),
         ("batch", f"{', '.join(batches)} (per device × accumulated × processes)"),
         ("device", f"{ranks} × {accelerator.device.type}, {precision_name(accelerator)}"),
         ("run folder", experiment.run_folder),
@@ -52,15 +51,31 @@ def announce(
     console.header(f"camox: {experiment.experiment.name}", rows)
 
 
-def _experts(moe: MixtureOfExperts) -> str:
+def describe_experts(moe: MixtureOfExperts) -> str:
+    """One line: which experts an image passes through, where, and how they are chosen and kept in use."""
+    if not moe.scales:
+        return "none"
+    parts = [f"{_chosen(moe)} at strides {', '.join(map(str, moe.scales))}"]
+    if moe.shared:
+        parts.append("a shared one for every image")
+    parts.append(
+        "whole images" if moe.granularity == "image" else f"regions of a {moe.granularity}×{moe.granularity} grid"
+    )
+    if moe.mode in ("sparse", "dense"):
+        parts += [f"{moe.router.gate} gate", f"balance {moe.balance.kind}"]
+    return "; ".join(parts)
+
+
+def _chosen(moe: MixtureOfExperts) -> str:
+    names = ", ".join(moe.experts)
     match moe.mode:
         case "dense":
-            return f"all {len(moe.experts)}"
+            return f"all of {names}"
         case "static":
             return f"always {' and '.join(moe.experts[: moe.top_k])}"
         case "random":
-            return f"{moe.top_k} of {len(moe.experts)} by chance"
-    return f"top {moe.top_k} of {len(moe.experts)}"
+            return f"{moe.top_k} by chance of {names}"
+    return f"top {moe.top_k} of {names}"
 
 
 def say_done(console: Console, run: Path, monitor: str, best: Mapping[str, Any]) -> None:

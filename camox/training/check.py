@@ -7,7 +7,8 @@ from camox.data.sources import open_sources, open_training_sources
 from camox.experiment import Experiment
 from camox.models.backbone import pretrained_source
 from camox.models.camoxpert import CamoXpert
-from camox.tracking.console import Console
+from camox.tracking.console import Console, counted
+from camox.training.announcement import describe_experts
 from camox.training.building import build_network
 from camox.training.run_folder import RunFolder
 from camox.training.sampler import EpochBatches
@@ -41,6 +42,7 @@ def check(experiment: Experiment) -> None:
         network = CamoXpert.from_experiment(experiment)
     parameters = sum(parameter.numel() for parameter in network.parameters()) / 1e6
     console.notice(f"the model builds: {model.backbone}, {parameters:.1f} M parameters")
+    console.notice(f"experts: {describe_experts(model.moe)}")
 
     data, settings = experiment.data, experiment.experiment
     train, held_out = open_training_sources(
@@ -52,18 +54,19 @@ def check(experiment: Experiment) -> None:
     test = open_sources([source.plain() for source in data.test], split="test").notices if data.test else ()
     for notice in dict.fromkeys([*train.notices, *held_out.notices, *test]):
         console.warning(notice)
-    rows: list[tuple[str, object]] = [("held out", f"{len(held_out)} samples")]
+    rows: list[tuple[str, object]] = [("held out", counted(len(held_out), "sample"))]
     for phase in experiment.phases_resolved():
         TrainSet(train, phase.image_size, [transform.specification() for transform in data.augment])
         batches = len(EpochBatches(len(train), phase.batch_size, settings.seed))
+        steps = -(-batches // phase.accumulate)
         rows.append(
             (
                 phase.name,
-                f"{phase.epochs} epochs of {-(-batches // phase.accumulate)} steps on one process, "
+                f"{counted(phase.epochs, 'epoch')} of {counted(steps, 'step')} on one process, "
                 f"{phase.image_size}², lr {phase.lr:g}",
             )
         )
     rows.append(("run folder", experiment.run_folder))
     if RunFolder(experiment.run_folder).holds_run():
         console.warning(f"{experiment.run_folder} already holds a run: only --resume goes on with it")
-    console.header(f"{settings.name}: ready to train on {len(train)} samples", rows)
+    console.header(f"{settings.name}: ready to train on {counted(len(train), 'sample')}", rows)

@@ -1,23 +1,17 @@
 """A run's folder: opened by one run at a time, never overwritten, with its end written into it."""
 
 import fcntl
-import importlib.metadata
 import json
-import os
-import platform
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-import torch
-
 from camox.checkpoints.manifest import read_manifest
 from camox.checkpoints.store import clean_leftovers, list_checkpoints, read_checkpoint, resolve, set_pointer
 from camox.errors import CamoxError, CheckpointError, ExperimentError
 from camox.experiment import Experiment
+from camox.training.environment import describe_environment
 
 EXPERIMENT_FILE = "experiment.toml"
 RECOVERY_FILE = "recovery.json"
@@ -223,53 +217,6 @@ def outcome(error: BaseException | None) -> tuple[int, str]:
     if isinstance(error, KeyboardInterrupt):
         return 130, "interrupted"
     return 1, f"{type(error).__name__}: {error}"
-
-
-def describe_environment(seed: int) -> dict[str, Any]:
-    """What someone else would need to repeat a run: versions, commit, command, devices, seed."""
-    packages = [
-        "camox",
-        "torch",
-        "torchvision",
-        "accelerate",
-        "timm",
-        "safetensors",
-        "albumentations",
-        "numpy",
-    ]
-    return {
-        "command": sys.argv,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": {name: _version(name) for name in packages},
-        "git_commit": _git_commit(),
-        "cpu_threads": torch.get_num_threads(),
-        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] or ["cpu"],
-        "processes": int(os.environ.get("WORLD_SIZE", "1")),
-        "seed": seed,
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _git_commit() -> str | None:
-    source = Path(__file__).resolve().parent
-    try:
-        answer = subprocess.run(
-            ["git", "-C", str(source), "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout.strip() or None
 
 
 def _refuse_other_run(before: Path, experiment: Experiment) -> None:

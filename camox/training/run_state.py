@@ -13,6 +13,7 @@ from torch import Tensor
 from camox.checkpoints.store import Checkpoint, TensorGroups, is_better, read_checkpoint
 from camox.errors import CheckpointError
 from camox.models.camoxpert import CamoXpert
+from camox.tracking.console import counted
 from camox.training.ema import WeightAverage
 from camox.training.meters import Meters
 from camox.training.optimization import load_optimizer_tensors, optimizer_tensors
@@ -185,8 +186,8 @@ def batch_on_other_ranks(batch: int, accumulate: int, before: int, now: int) -> 
 def other_ranks_notice(before: int, now: int) -> str:
     """What a person should know where a run goes on with another number of ranks."""
     return (
-        f"the checkpoint was written by {before} process(es) and {now} go on: effective batch, random numbers and "
-        "which samples share a batch are others, so the run is not the one it would have been"
+        f"the checkpoint was written by {counted(before, 'process')} and {now} go on: effective batch, random "
+        "numbers and which samples share a batch are others, so the run is not the one it would have been"
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator
 import numpy as np
 
 from camox.errors import ExperimentError
+from camox.tracking.console import counted
 
 
 class EpochBatches:
@@ -34,7 +35,8 @@ class EpochBatches:
         self._kept = np.setdiff1d(np.arange(samples), list(left_out))
         if len(self._kept) < batch_size * ranks:
             raise ExperimentError(
-                f"{len(self._kept)} training samples do not fill one batch of {batch_size} on {ranks} process(es): "
+                f"{counted(len(self._kept), 'training sample')} cannot fill one batch of {batch_size} on "
+                f"{counted(ranks, 'process')}: "
                 "lower data.batch_size (or the phase's), or give more data"
             )
         self.batch_size = batch_size

@@ -65,6 +65,31 @@ def test_latest_without_a_pointer_is_the_newest(save, run):
     assert resolve(run, prefer=("latest",)).name == "epoch_0002"
 
 
+@pytest.mark.parametrize(("pointer", "name"), [("best", "epoch_0001"), ("latest", "epoch_0002")])
+def test_resolve_follows_the_file_of_a_pointer(save, run, monkeypatch, pointer, name):
+    for epoch in (1, 2, 3):
+        save(epoch)
+    set_pointer(run, pointer, name)
+    assert resolve(run / "checkpoints" / pointer) == run / "checkpoints" / name
+    monkeypatch.chdir(run / "checkpoints")
+    assert resolve(pointer, prefer=("latest",)).name == name
+
+
+def test_the_file_of_a_pointer_to_what_is_gone_names_what_is_there(save, run):
+    save(1)
+    (run / "checkpoints" / "best").write_text("gone\n")
+    message = r"checkpoints/best: names no checkpoint that is there \(finished checkpoints: epoch_0001\)"
+    with pytest.raises(CheckpointError, match=message):
+        resolve(run / "checkpoints" / "best")
+
+
+def test_only_a_run_has_pointers(save, run, tmp_path):
+    save(1)
+    (tmp_path / "best").write_text("epoch_0001\n")
+    with pytest.raises(CheckpointError, match="no such folder"):
+        resolve(tmp_path / "best")
+
+
 @pytest.mark.parametrize("content", ["gone\n", "../../elsewhere", "", "\xff\xfe"])
 def test_pointer_that_names_nothing_is_passed_over(save, run, content):
     save(1)

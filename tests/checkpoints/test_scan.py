@@ -198,6 +198,21 @@ def test_run_is_scanned_checkpoint_by_checkpoint(save, run):
     assert report.exit_code == 1
 
 
+def test_the_file_of_a_pointer_is_followed(save, run):
+    good, bad = save(1), save(2)
+    poison(bad)
+    for pointed, exit_code in ((good, 0), (bad, 1)):
+        (run / "checkpoints" / "best").write_text(pointed.name + "\n")
+        report = scan(run / "checkpoints" / "best")
+        assert [subject.path.name for subject in report.subjects] == [pointed.name]
+        assert report.exit_code == exit_code
+
+
+def test_weights_of_another_program_may_be_called_best(tmp_path):
+    save_file({"weight": torch.ones(2)}, tmp_path / "best")
+    assert scan(tmp_path / "best").exit_code == 0
+
+
 def test_last_clean_is_the_newest_that_is_finite_and_undamaged(save, run):
     save(1)
     good = save(2)

@@ -44,6 +44,6 @@ def test_a_run_goes_on_with_another_number_of_processes_and_says_what_differs(tm
     done = launch("camox/train.py", str(file), "--resume", "auto", "--output", str(tmp_path))
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
     text = " ".join((done.stdout + done.stderr).split())
-    assert "was written by 1 process(es) and 2 go on: effective batch" in text
+    assert "was written by 1 process and 2 go on: effective batch" in text
     steps = [read_checkpoint(path).state["step"] for path in list_checkpoints(experiment.run_folder)]
     assert steps == [4, 4 + 2, 4 + 2 + 4]

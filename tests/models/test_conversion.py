@@ -245,6 +245,10 @@ def test_an_argument_is_refused_if_and_only_if_it_changes_parameters(build, name
         ({}, {"top_k": 7}, "top_k = 7 of 6 experts"),
         ({}, {"top_k": 0}, "top_k = 0 of 6 experts"),
         ({}, {"mode": "static", "top_k": 7}, "top_k = 7 of 6 experts"),
+        ({}, {"top_k": 1}, "with top_k = 1 the one expert of an image has weight 1.*take 2 or more"),
+        ({"mode": "dense"}, {"mode": "sparse", "top_k": 1}, "with top_k = 1 the one expert.*take 2 or more"),
+        ({}, {"mode": "dense", "top_k": 3}, 'top_k = 3 has no effect in mode "dense".*leave it out'),
+        ({"mode": "dense"}, {"experts": ["edge", "texture"], "top_k": 2}, "top_k = 2 has no effect.*leave it out"),
         ({"mode": "static"}, {"mode": "sparse"}, r'mode "static" has no routers.*model\.moe\.mode = "sparse"'),
         ({"mode": "random"}, {"mode": "dense"}, 'mode "random" has no routers, and mode "dense" needs them: convert'),
         ({"scales": ()}, {"mode": "dense"}, "no experts .*nothing to convert"),
@@ -256,6 +260,22 @@ def test_what_cannot_be_is_refused_with_a_remedy(build, arguments, changes, mess
     network = build(width=8, **arguments)
     with pytest.raises(CheckpointError, match=message):
         convert_state(network.state_dict(), network.config, **changes)
+
+
+@pytest.mark.parametrize(
+    ("mode", "changes"),
+    [
+        ("sparse", {"mode": "random", "top_k": 1}),
+        ("sparse", {"mode": "static", "top_k": 1}),
+        ("sparse", {"experts": ["edge"], "top_k": 1}),
+        ("sparse", {"mode": "dense", "experts": ["edge"]}),
+        ("dense", {"experts": ["edge"]}),
+    ],
+)
+def test_one_expert_is_enough_where_no_router_learns_from_its_choice(network, images, mode, changes):
+    one = twin(network(mode=mode), **changes)
+    assert one.config["top_k"] == 1
+    assert logits(one, images()).isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,11 @@ def test_a_spent_budget_stops_the_run():
     assert "stability.policy" in act.message
 
 
+def test_suspects_left_out_are_counted_in_words():
+    assert "1 suspect sample left out" in recovery().roll_back(100, suspects=[3], samples=50)
+    assert "2 suspect samples left out" in recovery().roll_back(100, suspects=[3, 4], samples=50)
+
+
 def test_few_suspects_are_left_out_and_many_are_not_at_fault():
     one = recovery()
     one.roll_back(1, [3, 4], samples=50)

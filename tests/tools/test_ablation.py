@@ -1,16 +1,20 @@
 """The ablation study: what it trains, what it does not train again, and a small one from end to end."""
 
 import json
+import re
 import shlex
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 import ablation
+import ablation_reuse
+from camox.checkpoints.store import write_checkpoint
 from camox.errors import ExperimentError
 from camox.experiment import Experiment
 from camox.training.trainer import Trainer
@@ -70,38 +74,104 @@ def test_rows_of_unequal_steps_are_refused(tiny, tmp_path, capsys):
     rows = ["--modes", "sparse", "--variant", "longer", "phases.full.epochs=3"]
     places = ["--output", str(tmp_path / "runs"), "--json", str(tmp_path / "study.json")]
     assert ablation.main([str(tiny), TEST_DATA, *rows, "--full", *places]) == 2
-    assert "{'sparse': 4, 'longer': 8}" in capsys.readouterr().err
+    assert "equally many steps, sparse for 4, longer for 8: compare" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 
 
 # ---- runs that are used again
 
 
-def finished(experiment, code=0):
-    folder = experiment.run_folder
-    folder.mkdir(parents=True)
-    (folder / "experiment.toml").write_text(experiment.to_toml())
-    (folder / "exit.json").write_text(json.dumps({"code": code}))
-    return experiment
+def ended_well(folder):
+    (folder / "exit.json").write_text('{"code": 0}')
 
 
-def test_a_finished_run_is_used_again(tiny_experiment, tmp_path):
-    assert not ablation.is_finished(tiny_experiment())
-    experiment = finished(tiny_experiment())
-    assert ablation.is_finished(experiment)
-    experiment.run_folder.parent.rename(tmp_path / "moved")
-    assert ablation.is_finished(tiny_experiment("tracking.log_every=7", output=tmp_path / "moved"))
+def trained_a_while(folder):
+    (folder / "metrics.jsonl").write_text('{"step": 1}\n')
 
 
-@pytest.mark.parametrize("override", ["experiment.seed=4", "model.moe.mode=static", "phases.full.epochs=2"])
-def test_another_run_is_not_used(tiny_experiment, override):
-    finished(tiny_experiment())
-    assert not ablation.is_finished(tiny_experiment(override))
+def saved(folder):
+    about = {"state": {}, "config": {}, "measures": {}, "experiment_fingerprint": "f" * 64}
+    write_checkpoint(folder, "epoch_0001", {"model": {"weight": torch.ones(1)}}, **about, step=1, epoch=1)
 
 
-@pytest.mark.parametrize("code", [3, 130])
-def test_a_run_that_did_not_finish_is_not_used(tiny_experiment, code):
-    assert not ablation.is_finished(finished(tiny_experiment(), code))
+@pytest.fixture
+def held(tiny, tmp_path):
+    """Puts a run into the study's folder: its name, its states, and what is different in its experiment."""
+
+    def held(name, *states, overrides=()):
+        row, _, seed = name.partition("_seed_")
+        common = ["tracking.log_every=7", TEST_DATA, *overrides]  # how much was logged does not matter
+        arguments = ablation.arguments_of(ablation.Row(row, (f"model.moe.mode={row}",)), int(seed), common)
+        experiment = Experiment.load(tiny, arguments, tmp_path / "where_it_was")
+        folder = tmp_path / "runs" / name
+        folder.mkdir(parents=True)
+        (folder / "experiment.toml").write_text(experiment.to_toml())
+        (folder / "resources.json").write_text(
+            json.dumps({"code_digest": ablation_reuse.code_digest(), "cpu_seconds": 9})
+        )
+        for state in states:
+            state(folder)
+        return folder
+
+    return held
+
+
+@pytest.fixture
+def study(tiny, tmp_path):
+    """Runs the command on two rows and gives its exit code."""
+
+    def study(*arguments):
+        places = ["--output", str(tmp_path / "runs"), "--json", str(tmp_path / "study.json")]
+        rows = ["--seeds", "5", "--modes", "sparse", "static"]
+        return ablation.main([str(tiny), TEST_DATA, "--full", *rows, *places, *arguments])
+
+    return study
+
+
+@pytest.mark.parametrize(
+    ("states", "overrides", "message"),
+    [
+        ([ended_well], ["optimizer.lr=5e-3"], "holds a run of other settings"),
+        ([ended_well, trained_a_while, saved], ["optimizer.lr=5e-3"], "holds a run of other settings"),
+        ([saved], ["optimizer.lr=5e-3"], "holds a run of other settings"),
+        ([trained_a_while], ["phases.full.batch_size=2"], "holds a run of other settings"),
+        ([ended_well, trained_a_while], [], "holds a finished run without a checkpoint"),
+        ([saved, lambda folder: (folder / "experiment.toml").unlink()], [], "holds a run without experiment.toml"),
+    ],
+)
+def test_a_conflict_in_a_later_row_is_found_before_anything_is_trained(
+    held, study, tmp_path, in_process, capsys, states, overrides, message
+):
+    folder = held("static_seed_5", *states, overrides=overrides)
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+    assert study() == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert f"{folder}: {message}" in error
+    assert "remove the folder to train it again, or give another --output" in error
+    assert in_process == []
+    assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("states", "trained"),
+    [
+        ([ended_well, trained_a_while, saved], ["sparse_seed_5"]),
+        ([trained_a_while, saved], ["sparse_seed_5", "static_seed_5"]),
+        ([lambda folder: (folder / "exit.json").write_text('{"code": 3}')], ["sparse_seed_5", "static_seed_5"]),
+    ],
+)
+def test_what_is_finished_is_used_again_and_what_is_not_is_trained(
+    held, study, in_process, monkeypatch, states, trained
+):
+    monkeypatch.setattr(ablation, "measured", lambda experiment: {"test": {"iou": 0, "s_measure": 0, "mae": 0}})
+    monkeypatch.setattr(ablation, "headline", str)
+    monkeypatch.setattr(ablation, "summarise", len)
+    monkeypatch.setattr(
+        ablation, "train", lambda _file, _overrides, experiment: in_process.append(experiment.experiment.name)
+    )
+    held("static_seed_5", *states)
+    assert study() == 0
+    assert in_process == trained
 
 
 # ---- the code that made a run
@@ -110,8 +180,8 @@ def test_a_run_that_did_not_finish_is_not_used(tiny_experiment, code):
 @pytest.fixture
 def package(tmp_path, monkeypatch):
     """A copy of the package, which is then the one whose code counts."""
-    package = shutil.copytree(ablation.PACKAGE, tmp_path / "copy" / "camox")
-    monkeypatch.setattr(ablation, "PACKAGE", package)
+    package = shutil.copytree(ablation_reuse.PACKAGE, tmp_path / "copy" / "camox")
+    monkeypatch.setattr(ablation_reuse, "PACKAGE", package)
     return package
 
 
@@ -119,10 +189,10 @@ def test_the_same_code_has_the_same_digest_wherever_it_lies(package, monkeypatch
     (package / "__pycache__").mkdir(exist_ok=True)
     (package / "__pycache__" / "more.pyc").write_bytes(b"0")
     (package / "notes.txt").write_text("no code")
-    of_copy = ablation.code_digest()
+    of_copy = ablation_reuse.code_digest()
     monkeypatch.undo()
-    assert package != ablation.PACKAGE
-    assert ablation.code_digest() == of_copy
+    assert package != ablation_reuse.PACKAGE
+    assert ablation_reuse.code_digest() == of_copy
 
 
 def edited(package):
@@ -141,7 +211,7 @@ def with_an_empty_file(package):
 def with_text_moved_between_files(package):
     (package / "a.py").write_text("x")
     (package / "b.py").write_text("")
-    before = ablation.code_digest()
+    before = ablation_reuse.code_digest()
     (package / "a.py").write_text("")
     (package / "b.py").write_text("x")
     return before
@@ -149,20 +219,12 @@ def with_text_moved_between_files(package):
 
 @pytest.mark.parametrize("change", [edited, renamed, with_an_empty_file, with_text_moved_between_files])
 def test_other_code_has_another_digest(package, change):
-    before = ablation.code_digest()
+    before = ablation_reuse.code_digest()
     before = change(package) or before
-    assert ablation.code_digest() != before
+    assert ablation_reuse.code_digest() != before
 
 
-def ended_well(folder):
-    (folder / "exit.json").write_text('{"code": 0}')
-
-
-def cut_off(folder):
-    (folder / "checkpoints" / "epoch_0001").mkdir(parents=True)
-
-
-@pytest.mark.parametrize("state", [ended_well, cut_off])
+@pytest.mark.parametrize("state", [ended_well, saved])
 @pytest.mark.parametrize("noted", [None, '{"cpu_seconds": 3.0}', '{"code_digest": "0123abc"}'])
 def test_a_study_refuses_runs_of_other_code_before_it_trains(tiny, tmp_path, in_process, capsys, state, noted):
     folder = tmp_path / "runs" / "static_seed_5"
@@ -183,7 +245,7 @@ def test_a_study_refuses_runs_of_other_code_before_it_trains(tiny, tmp_path, in_
 
 def test_a_start_that_failed_before_its_first_checkpoint_may_be_of_other_code(tmp_path):
     (tmp_path / "exit.json").write_text('{"code": 2}')
-    ablation.require_same_code(tmp_path, "0123abc")
+    ablation_reuse.require_same_code(tmp_path, "0123abc")
 
 
 def test_a_study_ends_where_the_code_is_changed_while_it_runs(tiny, tmp_path, in_process, capsys, package):
@@ -229,40 +291,23 @@ def test_resources_are_those_of_the_process_and_its_children(child, tiny_experim
     assert resources["cpu_seconds"] >= 0.3
     assert resources["wall_seconds"] >= 0.3
     assert 50 * 2**20 < resources["peak_memory_bytes"] < len(ballast)
-    assert resources["code_digest"] == ablation.code_digest()
+    assert resources["code_digest"] == ablation_reuse.code_digest()
 
 
 def test_of_a_run_that_was_cut_off_only_the_code_is_known(child, tiny_experiment):
     experiment = tiny_experiment()
-    cut_off(experiment.run_folder)
+    saved(experiment.run_folder)
     child("pass")
     ablation.train(Path("x.toml"), [], experiment)
-    assert json.loads((experiment.run_folder / "resources.json").read_text()) == {"code_digest": ablation.code_digest()}
-
-
-def test_a_run_of_other_settings_is_refused_and_keeps_what_it_took(child, tiny_experiment):
-    experiment = tiny_experiment()
-    cut_off(experiment.run_folder)
-    (experiment.run_folder / "experiment.toml").write_text(experiment.to_toml())
-    noted = experiment.run_folder / "resources.json"
-    noted.write_text('{"cpu_seconds": 9}')
-    child("pass")
-    with pytest.raises(ExperimentError, match=r"other settings: give another --output"):
-        ablation.train(Path("x.toml"), [], tiny_experiment("optimizer.lr=5e-3"))
-    assert json.loads(noted.read_text()) == {"cpu_seconds": 9}
-
-
-def test_a_file_that_holds_no_study_is_one_message(capsys, tmp_path):
-    other = tmp_path / "other.json"
-    other.write_text("{}")
-    assert ablation.main(["--from", str(other)]) == 2
-    assert "holds no study" in " ".join(capsys.readouterr().err.split())
+    assert json.loads((experiment.run_folder / "resources.json").read_text()) == {
+        "code_digest": ablation_reuse.code_digest()
+    }
 
 
 def test_the_code_is_noted_before_training_starts(child, tiny_experiment):
     experiment = tiny_experiment()
     noted = experiment.run_folder / "resources.json"
-    child(f"import json; assert json.load(open({str(noted)!r}))['code_digest'] == {ablation.code_digest()!r}")
+    child(f"import json; assert json.load(open({str(noted)!r}))['code_digest'] == {ablation_reuse.code_digest()!r}")
     ablation.train(Path("x.toml"), [], experiment)
 
 
@@ -293,7 +338,7 @@ def in_process(monkeypatch):
         for state in (AcceleratorState, GradientState, PartialState):
             state._reset_state()
         Trainer(experiment, accelerator=Accelerator(cpu=True)).run()
-        noted = {"code_digest": ablation.code_digest()}
+        noted = {"code_digest": ablation_reuse.code_digest()}
         (experiment.run_folder / "resources.json").write_text(json.dumps(noted))
         trained.append(experiment.experiment.name)
         trained.after()
@@ -312,10 +357,15 @@ def test_small_study_from_end_to_end(tiny, tmp_path, in_process, capsys):
     assert ablation.main([*arguments, "--modes", "sparse", *static]) == 0
     assert in_process == ["sparse_seed_5", "plain_seed_5"]  # what was finished is not trained again
 
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[-1] == f"see the tables: python tools/ablation.py --from {results}"
+    header = printed[printed.rindex("ablation\n") :].partition("run 1")[0]
+    assert not re.search(r"\[\W?'|\[\d|\{'", header)  # lists and dictionaries as Python writes them
+    assert re.search(r"row plain +model\.moe\.mode=static model\.moe\.top_k=1\n", header)
     study = json.loads(results.read_text())
     sparse, plain = study["runs"]
     assert shlex.split(study["command"])[:4] == ["python", "tools/ablation.py", str(tiny), TEST_DATA]
-    assert study["code_digest"] == ablation.code_digest()
+    assert study["code_digest"] == ablation_reuse.code_digest()
     assert study["settings"]["steps"] == 4
     assert study["settings"]["rows"]["plain"] == ["model.moe.mode=static", "model.moe.top_k=1"]
     assert (sparse["mode"], plain["mode"]) == ("sparse", "static")
@@ -347,6 +397,15 @@ def test_study_trains_in_a_process_of_its_own(tiny, tmp_path):
     assert run["resources"]["cpu_seconds"] > 0
 
 
+def test_help_names_the_defaults(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        ablation.main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    options = ablation.parse(["e.toml", "--json", "x"])
+    for value in (*options.modes, options.size, options.steps, options.output, *options.seeds):
+        assert re.search(rf"\(default: [^)]*\b{value}\b", text), value
+
+
 @pytest.mark.parametrize(
     "arguments", [[], ["e.toml"], ["e.toml", "--json", "x", "--markdown", "y"], ["e.toml", "--json", "x", "--modes"]]
 )
@@ -356,6 +415,29 @@ def test_command_lines_that_say_too_little(arguments, capsys):
     assert "error: " in capsys.readouterr().err
 
 
-def test_results_that_cannot_be_read(tmp_path, capsys):
-    assert ablation.main(["--from", str(tmp_path / "none.json")]) == 2
-    assert "cannot be read as results" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot be read as results"),
+        (b"", "cannot be read as results"),
+        (b"\xff", "cannot be read as results"),
+        (b"[]", "holds no results"),
+        (b"{}", "holds no study"),
+        (b'{"runs": []}', "holds no study"),
+        (b'{"runs": 3}', "holds only a part of a study"),
+        (b'{"runs": [{"name": "sparse"}]}', "holds only a part of a study"),
+        (b'{"runs": ["sparse"], "settings": [], "machine": {}, "versions": {}}', "holds only a part of a study"),
+    ],
+)
+def test_results_that_are_no_study_are_one_message(tmp_path, capsys, content, message):
+    file, page = tmp_path / "study.json", tmp_path / "page.md"
+    if content is not None:
+        file.write_bytes(content)
+    page.write_text("<!-- ablation -->\nold\n<!-- /ablation -->\n")
+    for options in ([], ["--markdown", str(page), "--figures", str(tmp_path / "figures")]):
+        assert ablation.main(["--from", str(file), *options]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.startswith(f"error: {file}: {message}")
+        assert captured.err.count("\n") == 1
+    assert "old" in page.read_text()

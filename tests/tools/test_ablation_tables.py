@@ -241,6 +241,15 @@ def test_page_without_a_place_for_the_tables(page):
         replace_block(page, "ablation", "new", "page.md")
 
 
+@pytest.mark.parametrize("content", [None, b"\xff"])
+def test_a_page_that_cannot_be_read(tmp_path, content):
+    page = tmp_path / "page.md"
+    if content is not None:
+        page.write_bytes(content)
+    with pytest.raises(DataError, match=r"page\.md: the tables cannot be put into it"):
+        fill_block(page, "ablation", "new")
+
+
 def test_figures_are_pictures(study, tmp_path):
     paths = draw_figures(study, tmp_path / "figures")
     assert [path.name for path in paths] == ["ablation.png", "experts_by_habitat.png"]

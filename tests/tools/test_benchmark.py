@@ -1,17 +1,22 @@
 """What the benchmark counts, against what can be counted by hand, and both suites end to end at toy size."""
 
+import dataclasses
+import io
 import json
+import re
 import subprocess
 import sys
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 from benchmark import main
-from benchmarking import counters, cuda, step, timing
+from benchmarking import counters, cuda, report, step, timing
 from benchmarking.counters import count_calls, multiply_adds, parameter_count
 from benchmarking.moe import Mixtures
 from benchmarking.networks import VARIANTS, build_network
@@ -164,10 +169,71 @@ def test_a_gpu_is_timed_by_its_own_clock():
     assert ratio(ours, theirs)["median"] == 0.5
 
 
-def test_targets_say_whether_they_are_met():
+@pytest.mark.parametrize(("judged", "met"), [(True, [True, False]), (False, [None, None])])
+def test_targets_say_whether_they_are_met_where_they_are_judged(judged, met):
     rows = {"sparse": {"bytes": 3}, "dense": {"bytes": 4}}
-    report = Report({}, {}, [Target("a", 0.75, quotient(rows, "bytes", "sparse", "dense")), Target("b", 1, 1.01)])
-    assert [target["met"] for target in report.plain()["targets"]] == [True, False]
+    targets = [Target("a", 0.75, quotient(rows, "bytes", "sparse", "dense")), Target("b", 1, 1.01)]
+    assert [target["met"] for target in Report({}, {}, targets, judged).plain()["targets"]] == met
+
+
+def test_targets_are_stated_for_the_default_settings_on_a_cpu():
+    assert Settings().of_targets
+    others = {"device": "cuda", "backbone": "resnet10t", "image_size": 384, "batch": 8, "width": 64, "rounds": 3}
+    assert not any(Settings(**{key: value}).of_targets for key, value in (others | {"precision": "bf16"}).items())
+
+
+def wide_document():
+    """One table of each kind, with as many columns as there are anywhere, and no figure twice."""
+    numbers = iter(range(100, 1000))
+    names = ("sparse", "per_image_loop", "res2net50_26w_4s")
+    figures = [*report._HEADINGS, "stride 4", "stride 8", "stride 16", "stride 32"]
+    rows = {name: {figure: float(next(numbers)) for figure in figures} for name in names}
+    for row in rows.values():
+        row |= {"saved_bytes": next(numbers) * 1_000_000, "peak_bytes": next(numbers) * 1_000_000}
+    spreads = {f"sparse / {name}": dict.fromkeys(("median", "least", "most"), 0.0) for name in names[1:]}
+    for spread_of_pair in spreads.values():
+        spread_of_pair.update((key, float(next(numbers))) for key in spread_of_pair)
+    targets = [Target("step time, sparse / no_experts", next(numbers), next(numbers)), Target("GMAC", 14, 13.5)]
+    return Report({"backbones alone": rows}, {"step time": spreads}, targets, judged=True).plain()
+
+
+def shown(document, width):
+    """The lines on a screen of this width."""
+    stream = io.StringIO()
+    report.show(document, Console(file=stream, width=width))
+    return stream.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_no_figure_is_lost_on_a_narrow_screen(width):
+    document = wide_document()
+    lines = shown(document, width)
+    assert max(map(len, lines)) <= width
+    found = Counter(word for line in lines for word in line.split())
+    for name, row in document["results"]["backbones alone"].items():
+        of_row = [word for line in lines if line.split()[:1] == [name] for word in line.split()[1:]]
+        figures = [value * (1e-6 if figure.endswith("_bytes") else 1) for figure, value in row.items()]
+        assert of_row == [f"{figure:.3g}" for figure in figures]  # in order, each beside its row's name
+    for pair in document["ratios"]["step time"].values():
+        assert all(found[f"{value:.3g}"] == 1 for value in pair.values())
+    for target in document["targets"]:
+        assert all(found[f"{target[key]:.3g}"] == 1 for key in ("at_most", "measured"))
+    assert (found["yes"], found["no"]) == (1, 1)
+    assert sum(line.split()[:2] == ["backbones", "alone"] for line in lines) >= (1 if width == 200 else 2)
+
+
+def test_a_table_that_fits_is_one(results):
+    document = json.loads(results.read_text())
+    assert sum("sparse" in line for line in shown(document, 200)) == 2  # its row and its ratio
+
+
+@pytest.mark.parametrize("suite", ["step", "moe"])
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_measured_results_are_shown_whole(suite, width):
+    document = json.loads((SCRIPT.parents[1] / "benchmarks" / "results" / f"{suite}.json").read_text())
+    found = Counter(word for line in shown(document, width) for word in line.split())
+    asked = Counter(cell for section in report._tables(document) for line in section.lines[1:] for cell in line[1:])
+    assert all(found[cell] >= times for cell, times in asked.items() if cell and cell[0].isdigit())
 
 
 # ---- what needs a GPU, with torch.cuda played by hand
@@ -234,6 +300,9 @@ def test_step_measures_every_variant(tmp_path, monkeypatch, capsys):
     assert {"processor", "cores", "system", "threads"} <= found["machine"].keys()
     assert found["versions"].keys() == {"python", "torch", "timm", "camox"}
     assert found["settings"]["image_size"] == 64
+    head = ["git", "-C", str(SCRIPT.parent), "rev-parse", "HEAD"]
+    commit = subprocess.run(head, capture_output=True, text=True, check=False).stdout.strip()
+    assert found["git_commit"] == (commit or None)
 
     networks = found["results"]["networks"]
     assert list(networks) == ["sparse", "dense", "static", "random", "no_experts", "per_image_loop"]
@@ -255,9 +324,10 @@ def test_step_measures_every_variant(tmp_path, monkeypatch, capsys):
     assert set(found["ratios"]["step time"]) == {f"sparse / {name}" for name in others}
     assert found["results"]["backbones alone"]["resnet10t"]["units_per_image"]["median"] > 0
     assert found["ratios"]["saved bytes"]["sparse / dense"] < 1
-    met = {target["what"]: target["met"] for target in found["targets"]}
-    assert len(met) == 8
-    assert met["sparse, host copies per forward"]
+    measured = {target["what"]: target["measured"] for target in found["targets"]}
+    assert len(measured) == 8
+    assert measured["sparse, host copies per forward"] == 1
+    assert {target["met"] for target in found["targets"]} == {None}  # stated for other settings
     assert "sparse / per_image_loop" in capsys.readouterr().out
 
 
@@ -282,13 +352,13 @@ def test_moe_measures_mixtures_and_every_expert(tmp_path, monkeypatch):
 def results(tmp_path):
     """A results file with one row, one ratio and one target."""
     rows = {"sparse": {"process_seconds": spread([1.0, 2.0, 6.0]), "saved_bytes": 3_000_000}}
-    report = Report({"networks": rows}, {"step time": {"sparse / dense": 0.5}}, [Target("GMAC", 14, 15.0)])
+    found = Report({"networks": rows}, {"step time": {"sparse / dense": 0.5}}, [Target("GMAC", 14, 15.0)], judged=True)
     document = {
         "command": "python tools/benchmark.py step",
         "machine": {"processor": "a processor", "threads": 2},
         "versions": {"torch": "2.15"},
         "settings": {"backbone": "resnet10t", "image_size": 64, "batch": 2, "precision": "fp32", "rounds": 3},
-        **report.plain(),
+        **found.plain(),
     }
     file = tmp_path / "results.json"
     file.write_text(json.dumps(document))
@@ -323,13 +393,55 @@ def test_a_page_without_a_place_for_the_tables_is_left_alone(results, tmp_path, 
     assert page.read_text() == "no markers\n"
 
 
+def test_help_names_the_defaults(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for field in dataclasses.fields(Settings):
+        assert re.search(rf"--{field.name.replace('_', '-')} [^(]*\(default: {field.default}\)", text), field.name
+
+
+OTHERS = {
+    "[]": "holds no results",
+    "3": "holds no results",
+    "": "cannot be read as results",
+    "{}": "holds no results of tools/benchmark.py",
+    '{"command": ["step"]}': "holds no results of tools/benchmark.py",
+    '{"command": "python tools/benchmark.py step"}': "cannot be read as results of step",
+    '{"command": "python tools/benchmark.py step", "results": [], "ratios": {}, "targets": []}': "cannot be read as",
+}
+
+
+@pytest.mark.parametrize("content", OTHERS)
+def test_what_holds_no_results_is_one_message(content, tmp_path, capsys):
+    file, page = tmp_path / "results.json", tmp_path / "page.md"
+    file.write_text(content)
+    page.write_text("<!-- step -->\nold\n<!-- /step -->\n")
+    for options in ([], ["--markdown", str(page)]):
+        assert main(["step", "--from", str(file), *options]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.startswith(f"error: {file}: {OTHERS[content]}")
+        assert captured.err.count("\n") == 1
+    assert "old" in page.read_text()
+
+
+def test_results_of_an_ablation_are_none_of_a_benchmark(capsys):
+    file = SCRIPT.parents[1] / "benchmarks" / "results" / "ablation.json"
+    assert main(["step", "--from", str(file)]) == 2
+    assert "holds no results of tools/benchmark.py" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["step", "--device", "cuda"], "--device cuda: torch finds no CUDA device"),
         (["step", "--precision", "fp16"], "--precision fp16 needs --device cuda"),
         (["step", "--markdown", "page.md"], "--markdown needs --from FILE"),
-        (["step", "--batch", "0"], "0 is not 1 or more"),
+        (["step", "--batch", "0"], "argument --batch: '0' is not a whole number of 1 or more"),
+        (["step", "--batch", "x"], "argument --batch: 'x' is not a whole number of 1 or more"),
+        (["step", "--threads", "1.5"], "argument --threads: '1.5' is not a whole number of 1 or more"),
+        (["step", "--rounds", "-1"], "argument --rounds: '-1' is not a whole number of 1 or more"),
     ],
 )
 def test_what_this_machine_cannot_measure_is_refused(arguments, message, capsys, monkeypatch):

@@ -132,6 +132,8 @@ def test_every_command_opens_it_and_training_does_not(tiny_experiment, tmp_path,
         (["--experts", "edge", "hybrid"], "out", "epoch_2: the network holds no expert hybrid, only texture"),
         (["--experts", "edge"], "out", "epoch_2: top_k = 2 of 1 experts: keep more experts"),
         (["--experts", "edge", "edge"], "out", "name one twice"),
+        (["--top-k", "1"], "out", "epoch_2: with top_k = 1 the one expert of an image has weight 1"),
+        (["--mode", "dense", "--top-k", "2"], "out", 'epoch_2: top_k = 2 has no effect in mode "dense"'),
         (["--mode", "dense"], "run/experiment.toml/out", "could not be saved"),
     ],
 )

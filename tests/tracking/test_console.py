@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from camox.tracking.console import Console, duration
+from camox.tracking.console import Console, counted, duration
 
 MEASURES = ("iou", "dice", "s_measure", "f_weighted", "f_max", "f_mean", "f_adaptive", "e_max", "mae")
 RAW: dict[str, Any] = {"count": 10, "loss": 0.8, **dict.fromkeys(MEASURES, 0.5)}
@@ -15,6 +15,15 @@ VALUES = {
     "lr/head": 8e-4,
     "train/images_per_second": 1234.5,
 }
+
+
+@pytest.mark.parametrize(
+    ("number", "noun", "text"),
+    [(1, "step", "1 step"), (0, "step", "0 steps"), (2, "step", "2 steps"), (1, "process", "1 process"),
+     (2, "process", "2 processes"), (3, "training sample", "3 training samples")],
+)  # fmt: skip
+def test_numbers_with_their_nouns(number, noun, text):
+    assert counted(number, noun) == text
 
 
 def everything(console):

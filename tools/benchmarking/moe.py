@@ -92,7 +92,7 @@ def measure_mixtures(settings: Settings) -> Report:
         "expert time": {f"{dearest} / {cheapest}": ratio(expert_samples[dearest], expert_samples[cheapest])},
         "expert GMAC": {f"{heaviest} / {lightest}": quotient(experts, "gmac_per_image", heaviest, lightest)},
     }
-    return Report(results, ratios, _targets(mixtures, ratios))
+    return Report(results, ratios, _targets(mixtures, ratios), settings.of_targets)
 
 
 def _measure_experts(settings: Settings) -> tuple[Rows, dict[str, list[Sample]]]:

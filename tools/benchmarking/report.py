@@ -5,7 +5,9 @@ from typing import Any, NamedTuple
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 from benchmarking.timing import significant
 
@@ -49,21 +51,23 @@ class Report(NamedTuple):
 
     targets: Sequence[Target]
 
+    judged: bool
+    """Whether it was measured with the settings that the targets are stated for."""
+
     def plain(self) -> dict[str, Any]:
-        """As JSON has it."""
-        targets = [{**target._asdict(), "met": target.met} for target in self.targets]
+        """As JSON has it; `met` of a target that is not judged is None."""
+        targets = [{**target._asdict(), "met": target.met if self.judged else None} for target in self.targets]
         return {"results": self.results, "ratios": self.ratios, "targets": targets}
 
 
 def show(document: Mapping[str, Any], console: Console) -> None:
-    """Prints one table per section of `Report.plain()`, with medians where there is a spread."""
-    for header, *rows in _tables(document):
-        table = Table(box=SIMPLE_HEAD)
-        for number, heading in enumerate(header):
-            table.add_column(heading, justify="right" if number else "left", no_wrap=not number)
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
+    """Prints one table per section of `Report.plain()`, with medians where there is a spread.
+
+    What is too wide for the console becomes several tables, each with the names of the rows.
+    """
+    for section in _tables(document):
+        for columns in _parts(section, console):
+            console.print(_screen_table(section, columns))
 
 
 def markdown_tables(document: Mapping[str, Any]) -> str:
@@ -75,7 +79,7 @@ def markdown_tables(document: Mapping[str, Any]) -> str:
         f"{machine['threads']} threads, torch {versions['torch']}. Made by `{document['command']}`."
     )
     texts = []
-    for header, *rows in _tables(document):
+    for _, (header, *rows) in _tables(document):
         lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
         texts.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
     return "\n\n".join([where, *texts])
@@ -86,26 +90,55 @@ def quotient(rows: Rows, figure: str, name: str, other: str) -> float:
     return significant(rows[name][figure] / rows[other][figure])
 
 
-def _tables(document: Mapping[str, Any]) -> Iterator[list[list[str]]]:
-    """Every table as rows of text, the heading first."""
+class _Section(NamedTuple):
+    """A table as rows of text, the heading first; the first `names` cells of a row say what it is about."""
+
+    names: int
+    lines: list[list[str]]
+
+
+def _tables(document: Mapping[str, Any]) -> Iterator[_Section]:
     for title, rows in document["results"].items():
         figures = list(dict.fromkeys(figure for row in rows.values() for figure in row))
         header = [title, *(_HEADINGS.get(figure, figure) for figure in figures)]
-        yield [
-            header,
-            *([name, *(_figure(row.get(figure), figure) for figure in figures)] for name, row in rows.items()),
-        ]
+        cells = [[name, *(_figure(row.get(figure), figure) for figure in figures)] for name, row in rows.items()]
+        yield _Section(1, [header, *cells])
     ratios = [["ratio", "of", "median", "least", "most"]]
     for figure, pairs in document["ratios"].items():
         for pair, value in pairs.items():
             spread = value if isinstance(value, dict) else {"median": value}
             ratios.append([figure, pair, *(_cell(spread.get(key)) for key in ("median", "least", "most"))])
-    yield ratios
+    yield _Section(2, ratios)
     targets = [["target", "at most", "measured", "met"]]
     for target in document["targets"]:
-        met = "yes" if target["met"] else "no"
+        met = {True: "yes", False: "no", None: "–"}[target["met"]]
         targets.append([target["what"], _cell(target["at_most"]), _cell(target["measured"]), met])
-    yield targets
+    yield _Section(1, targets)
+
+
+def _parts(section: _Section, console: Console) -> list[list[int]]:
+    """The columns of figures, in parts that fit beside the names; a part has one column at least."""
+    parts: list[list[int]] = []
+    for column in range(section.names, len(section.lines[0])):
+        wider = [*parts[-1], column] if parts else [column]
+        unlimited = console.options.update(width=10_000)
+        if parts and Measurement.get(console, unlimited, _screen_table(section, wider)).maximum <= console.width:
+            parts[-1] = wider
+        else:
+            parts.append([column])
+    return parts
+
+
+def _screen_table(section: _Section, columns: Sequence[int]) -> Table:
+    """The names and these columns; where even they are too wide, the widest is broken into lines, none is cut."""
+    names = list(range(section.names))
+    header, *rows = [[Text(line[number]) for number in (*names, *columns)] for line in section.lines]
+    table = Table(box=SIMPLE_HEAD)
+    for number, heading in enumerate(header):
+        table.add_column(heading, justify="left" if number < section.names else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def _figure(value: object, name: str) -> str:

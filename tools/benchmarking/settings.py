@@ -10,7 +10,7 @@ PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 @dataclass(frozen=True)
 class Settings:
-    """Sizes and device of one benchmark; the defaults are those that the targets are stated for."""
+    """Sizes and device of one benchmark."""
 
     device: str = "cpu"
     backbone: str = "edgenext_base"
@@ -27,6 +27,11 @@ class Settings:
     @property
     def on_gpu(self) -> bool:
         return self.torch_device.type == "cuda"
+
+    @property
+    def of_targets(self) -> bool:
+        """Whether these are the defaults, which the targets are stated for."""
+        return self == Settings()
 
     def autocast(self) -> torch.autocast:
         """The context in which a forward pass has the chosen precision."""

@@ -70,7 +70,7 @@ def measure_steps(settings: Settings) -> Report:
         "step time": {f"sparse / {name}": ratio(samples["sparse"], samples[name]) for name in [*others, *BACKBONES]},
         "saved bytes": {f"sparse / {name}": quotient(networks, "saved_bytes", "sparse", name) for name in others},
     }
-    return Report(results, ratios, _targets(networks["sparse"], ratios))
+    return Report(results, ratios, _targets(networks["sparse"], ratios), settings.of_targets)
 
 
 def _units(samples: Sequence[Sample], unit: Sequence[Sample], batch: int) -> dict[str, Any]:
@@ -136,7 +136,6 @@ def _waits(settings: Settings) -> Rows:
 
 
 def _targets(sparse: dict[str, Any], ratios: Rows) -> list[Target]:
-    """Stated for the default settings on a CPU."""
     step_time = ratios["step time"]
     return [
         Target("step time, sparse / dense", 0.63, step_time["sparse / dense"]["median"]),
