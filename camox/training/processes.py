@@ -21,7 +21,7 @@ from camox.experiment import Experiment
 
 Result = TypeVar("Result")
 _MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
-# A rank may score or save for a while before it meets the others again.
+# A rank may score or save for a while before it meets the others again, and where it never does the watchdog comes first.
 _PATIENCE = timedelta(minutes=30)
 
 
@@ -40,7 +40,7 @@ def build_accelerator(experiment: Experiment) -> Accelerator:
         gradient_accumulation_steps=1,
         kwargs_handlers=[
             GradScalerKwargs(init_scale=precision.init_scale, growth_interval=precision.growth_interval),
-            InitProcessGroupKwargs(timeout=_PATIENCE),
+            InitProcessGroupKwargs(timeout=patience(experiment)),
         ],
     )
     # The launcher's environment variable would override the argument and scale every loss down.
@@ -53,6 +53,11 @@ def build_accelerator(experiment: Experiment) -> Accelerator:
                 "with ACCELERATE_USE_CPU=true and --config_file accelerate_configs/cpu_2_processes.yaml"
             )
     return accelerator
+
+
+def patience(experiment: Experiment) -> timedelta:
+    """How long a process waits for the others: longer than the watchdog does, which can say what they do."""
+    return _PATIENCE + timedelta(seconds=experiment.stability.stall_seconds)
 
 
 def choose_precision(asked: str) -> str:

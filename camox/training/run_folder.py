@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from camox.checkpoints.manifest import read_manifest
 from camox.checkpoints.store import clean_leftovers, list_checkpoints, read_checkpoint, resolve, set_pointer
 from camox.errors import CamoxError, CheckpointError, ExperimentError
 from camox.experiment import Experiment
+from camox.stability.watchdog import MEETING_FOLDER
 
 EXPERIMENT_FILE = "experiment.toml"
 RECOVERY_FILE = "recovery.json"
@@ -34,6 +36,7 @@ _FREE = {
     "checkpoints.keep_every",
     "checkpoints.asynchronous",
     "experiment.max_hours",
+    "stability.stall_seconds",
 }
 _FREE_TABLE = "tracking"
 
@@ -168,6 +171,7 @@ class RunFolder:
             _write(before, experiment.to_toml())
             _write_json(self.path / "environment.json", describe_environment(experiment.experiment.seed))
             (self.path / "exit.json").unlink(missing_ok=True)
+            shutil.rmtree(self.path / MEETING_FOLDER, ignore_errors=True)
         except OSError as error:
             raise ExperimentError(
                 f"{error.filename2 or error.filename}: cannot be written ({error.strerror}): remove what stands there, "
@@ -214,15 +218,15 @@ class RunFolder:
         return newest[0] if newest else None
 
 
-def outcome(error: BaseException | None) -> tuple[int, str]:
-    """Exit code and reason of a run that ended with this error."""
+def outcome(error: BaseException | None, rank: int = 0) -> tuple[int, str]:
+    """Exit code and reason of a run that ended with this error on process `rank`."""
     if error is None:
         return 0, "done"
     if isinstance(error, CamoxError):
         return error.exit_code, str(error)
     if isinstance(error, KeyboardInterrupt):
         return 130, "interrupted"
-    return 1, f"{type(error).__name__}: {error}"
+    return 1, (f"process {rank}: " if rank else "") + f"{type(error).__name__}: {error}"
 
 
 def describe_environment(seed: int) -> dict[str, Any]:
@@ -302,6 +306,7 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.partial")
+    # Processes that fail together write exit.json together.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)

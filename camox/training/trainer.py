@@ -24,10 +24,10 @@ from camox.stability.recovery import Recovery, RollBack
 from camox.tracking.console import TrainingProgress
 from camox.tracking.events import Severity
 from camox.training.announcement import announce, say_done
-from camox.training.building import build_network, build_training_step, open_data, wrap_for_training
+from camox.training.building import build_network, build_training_step, build_watchdog, open_data, wrap_for_training
 from camox.training.interruption import SAVE, STOP, TROUBLE, Agreement, Signals, TimeLimit
 from camox.training.phases import begins_stage, controls_at, frozen_stages, phase_loader, phase_of, phase_sampler
-from camox.training.processes import Result, build_accelerator, once, share_buffers
+from camox.training.processes import Result, build_accelerator, once, patience, share_buffers
 from camox.training.reporting import Reporter
 from camox.training.routing import RoutingWatch
 from camox.training.run_folder import RunFolder, outcome
@@ -120,7 +120,10 @@ class Trainer:
         self.optimizer, self.average = step.optimizer, step.average
         self.routing = RoutingWatch(self.network)
         held_out, measures = EvalSet(self.held_out, data.image_size), experiment.validation.measures
-        self.validator = Validator(accelerator, held_out, step.objective, measures, data.batch_size, data.workers)
+        self.watchdog = build_watchdog(experiment, accelerator, self.folder, self.reporter, lambda: self.at)
+        self.validator = Validator(
+            accelerator, held_out, step.objective, measures, data.batch_size, data.workers, self.watchdog.beat
+        )
         fingerprint = experiment.fingerprint()
         self.saver = Saver(
             self.folder.path, experiment.checkpoints, self.network.config, fingerprint, accelerator, self._saved
@@ -132,7 +135,7 @@ class Trainer:
         self.state = RunState(
             accelerator, self.network, self.optimizer.optimizer, self.average, parts, meters, data.image_size
         )
-        self.agreement = Agreement(accelerator)
+        self.agreement = Agreement(accelerator, patience(experiment))
         # Weights began alike on all ranks; dropout and routing noise must not.
         torch.manual_seed(settings.seed + accelerator.process_index)
 
@@ -150,7 +153,7 @@ class Trainer:
         steps = sum(phase.epochs * self._steps_in(phase) for phase in self.phases)
         if self.at.epoch == epochs:
             self.console.notice(f"nothing left to train: all {epochs} epochs are done")
-        with self.console.training(steps, epochs) as progress:
+        with self.watchdog, self.console.training(steps, epochs) as progress:
             while True:
                 try:
                     while self.at.epoch < epochs:
@@ -210,9 +213,11 @@ class Trainer:
         for number in range(done, steps):
             position = at.epoch + (number + 1) / steps
             controls = self._controls(position, at.step + 1)
+            self.watchdog.beat("loading data")
             with clock.waiting():
                 window = list(self._window(batches, phase.accumulate))
             clock.images += sum(len(batch.indices) for batch in window)
+            self.watchdog.beat("training step")
             self.training_step(self.shell, window, controls)
             at.step += 1
             at.batch += len(window)
@@ -399,6 +404,7 @@ class Trainer:
 
     def _save_or_heed(self, save: Callable[[], Result]) -> Result:
         """What holds NaN never becomes a checkpoint: the run goes back to the last that is one. Collective."""
+        self.watchdog.beat("saving")
         try:
             return save()
         except NotFinite as error:
@@ -449,14 +455,14 @@ class Trainer:
         say_done(self.console, run, self.experiment.checkpoints.monitor, self.saver.best)
 
     def _close(self, error: BaseException | None) -> None:
-        code, reason = outcome(error)
+        code, reason = outcome(error, self.accelerator.process_index)
         # Dropped by name: left to the garbage collector, each loader's workers would be waited for, 5 s each.
         for loader in ("loader", "validator"):
             vars(self).pop(loader, None)
         self._event("end", reason, severity="info" if code == 0 else "error", details={"code": code})
         self.reporter.close()
-        # An unreadable sample is met by one process alone; the others only see it go.
-        if self.accelerator.is_main_process or isinstance(error, DataError):
+        # An unreadable sample, or a bug, may be met by one process alone; the others only see it go.
+        if self.accelerator.is_main_process or isinstance(error, DataError) or code == 1:
             try:
                 self.folder.close(code, reason)
             except OSError as failure:  # a full disk: the error itself matters more
