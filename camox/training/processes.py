@@ -18,10 +18,11 @@ from accelerate.utils import (
 
 from camox.errors import CamoxError, ExperimentError
 from camox.experiment import Experiment
+from camox.training.rendezvous import init_method
 
 Result = TypeVar("Result")
 _MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
-# A rank may score or save for a while before it meets the others again, and where it never does the watchdog comes first.
+# A rank may score or save for a while before it meets the others again.
 _PATIENCE = timedelta(minutes=30)
 
 
@@ -40,7 +41,7 @@ def build_accelerator(experiment: Experiment) -> Accelerator:
         gradient_accumulation_steps=1,
         kwargs_handlers=[
             GradScalerKwargs(init_scale=precision.init_scale, growth_interval=precision.growth_interval),
-            InitProcessGroupKwargs(timeout=patience(experiment)),
+            InitProcessGroupKwargs(init_method=init_method(), timeout=patience(experiment)),
         ],
     )
     # The launcher's environment variable would override the argument and scale every loss down.
