@@ -20,12 +20,12 @@ def test_a_run_beats_for_each_step_each_batch_of_validation_and_each_checkpoint(
         beat(watchdog, activity)
 
     monkeypatch.setattr(Watchdog, "beat", note)
-    # Four held-out images, one at a time; raw and averaged weights after each of two epochs.
-    experiment = tiny_experiment("data.batch_size=1", "optimizer.accumulate=4", "checkpoints.asynchronous=false")
+    # Four held-out images, in two batches; raw and averaged weights after each of two epochs.
+    experiment = tiny_experiment("data.batch_size=2", "optimizer.accumulate=2", "checkpoints.asynchronous=false")
     Trainer(experiment, None, Accelerator(cpu=True)).run()
     assert beats[:3] == ["starting", "loading data", "training step"]
     assert beats.count("loading data") == beats.count("training step") == 4
-    assert beats.count("validating") == 2 * 2 * (1 + 4)
+    assert beats.count("validating") == 2 * 2 * (1 + 2)
     assert beats.count("saving") >= 2
     assert not (experiment.run_folder / "stacks.txt").exists()
 
