@@ -431,6 +431,11 @@ class Stability(Table):
     collapse: bool = True
     """Help routers that have collapsed: a faster bias, then noise, then more weight for the balance."""
 
+    stall_seconds: float = Field(default=1800.0, ge=0)
+    """Seconds without progress on any process after which the run is ended, with every thread's stack in `stacks.txt`,
+    for `--resume auto` or an elastic launcher to go on; 0 waits for ever. More than the longest that an optimizer step
+    (the first one with `model.compile`), a batch of validation or writing a checkpoint takes."""
+
     policy: Policy = Policy()
     """What is done when a guard asks for a rollback."""
 

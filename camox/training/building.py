@@ -1,5 +1,8 @@
 """What a run is made of, built from its experiment: data, and the step that trains a network on them."""
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import torch
 from accelerate import Accelerator
 from torch import nn
@@ -13,10 +16,13 @@ from camox.losses.composite import SegmentationObjective
 from camox.models.balance import RoutingObjective
 from camox.models.camoxpert import CamoXpert
 from camox.stability.spikes import SpikeDetector
+from camox.stability.watchdog import Watchdog
 from camox.training.ema import WeightAverage
 from camox.training.optimization import build_optimizer
 from camox.training.phases import TrainingShell
-from camox.training.run_state import load_into
+from camox.training.reporting import Reporter
+from camox.training.run_folder import RunFolder
+from camox.training.run_state import Position, load_into
 from camox.training.step import TrainingStep
 
 
@@ -89,3 +95,27 @@ def wrap_for_training(network: CamoXpert, accelerator: Accelerator, frozen_stage
     # Not moved again: what holds the network's tensors (average, guards) would be left with copies nobody trains.
     shell: nn.Module = accelerator.prepare(TrainingShell(network), device_placement=[False])
     return shell
+
+
+def build_watchdog(
+    experiment: Experiment,
+    accelerator: Accelerator,
+    folder: RunFolder,
+    reporter: Reporter,
+    position: Callable[[], Position],
+) -> Watchdog:
+    """The watchdog of this process, which leaves an event and `exit.json` when the run stands still."""
+
+    def note(message: str, details: Mapping[str, Any]) -> None:
+        # First: the end must be told even where the run's other files are what hangs.
+        folder.close(1, message)
+        reporter.event("stall", message, position(), "error", details)
+
+    return Watchdog(
+        folder.path,
+        experiment.stability.stall_seconds,
+        accelerator.process_index,
+        accelerator.num_processes,
+        where=lambda: f"epoch {position().epoch}, step {position().step}",
+        on_stall=note,
+    )

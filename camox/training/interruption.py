@@ -3,6 +3,7 @@
 import signal
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from types import FrameType
 from typing import Any
 
@@ -81,10 +82,14 @@ class Agreement:
     The answer to what is asked at one boundary comes at the next, the same on all processes: waited for is only an
     exchange that had a whole step's time. It travels beside the gradients, between hosts, and so never waits for a
     device. A process alone gets its answer at once.
+
+    Args:
+        patience: how long a process waits for the others before it fails.
     """
 
-    def __init__(self, accelerator: Accelerator):
-        self._group: Any = dist.new_group(backend="gloo") if accelerator.num_processes > 1 else None
+    def __init__(self, accelerator: Accelerator, patience: timedelta):
+        several = accelerator.num_processes > 1
+        self._group: Any = dist.new_group(backend="gloo", timeout=patience) if several else None
         self._asked: tuple[torch.Tensor, Any] | None = None
 
     def exchange(self, *requests: int) -> set[int]:

@@ -18,6 +18,7 @@ from accelerate.utils import (
 
 from camox.errors import CamoxError, ExperimentError
 from camox.experiment import Experiment
+from camox.training.rendezvous import init_method
 
 Result = TypeVar("Result")
 _MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
@@ -40,7 +41,7 @@ def build_accelerator(experiment: Experiment) -> Accelerator:
         gradient_accumulation_steps=1,
         kwargs_handlers=[
             GradScalerKwargs(init_scale=precision.init_scale, growth_interval=precision.growth_interval),
-            InitProcessGroupKwargs(timeout=_PATIENCE),
+            InitProcessGroupKwargs(init_method=init_method(), timeout=patience(experiment)),
         ],
     )
     # The launcher's environment variable would override the argument and scale every loss down.
@@ -53,6 +54,11 @@ def build_accelerator(experiment: Experiment) -> Accelerator:
                 "with ACCELERATE_USE_CPU=true and --config_file accelerate_configs/cpu_2_processes.yaml"
             )
     return accelerator
+
+
+def patience(experiment: Experiment) -> timedelta:
+    """How long a process waits for the others: longer than the watchdog does, which can say what they do."""
+    return _PATIENCE + timedelta(seconds=experiment.stability.stall_seconds)
 
 
 def choose_precision(asked: str) -> str:

@@ -1,23 +1,27 @@
 """What a run says while it goes on: to the console, to events.jsonl, and to the trackers."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from camox.experiment import Experiment
+from camox.experiment import Experiment, ResolvedPhase
 from camox.tracking.console import Console
 from camox.tracking.events import EventLog, Severity
 from camox.tracking.trackers import JsonlTracker, Trackers, WandbTracker
+from camox.training.phases import phase_of
 from camox.training.run_state import Position
+from camox.training.saving import Saved
 
 
 class Reporter:
     """Hands events and numbers on; silent on all processes but the main one, and before `open`.
 
     Args:
+        phases: of the run.
         active: whether this is the main process.
     """
 
-    def __init__(self, active: bool):
+    def __init__(self, phases: Sequence[ResolvedPhase], active: bool):
+        self.phases = phases
         self.active = active
         self.console = Console(active=active)
         self._events: EventLog | None = None
@@ -65,6 +69,13 @@ class Reporter:
     def log(self, values: Mapping[str, Any], step: int, epoch: int, phase: str) -> None:
         """Hands the numbers of a step to the trackers."""
         self._trackers.log(values, step=step, epoch=epoch, phase=phase)
+
+    def saved(self, saved: Saved) -> None:
+        """Tells of a checkpoint that is safe."""
+        at, epoch = saved.position, max(0, saved.position.epoch - (saved.position.batch == 0))
+        self.console.checkpoint(saved.path, seconds=saved.seconds, note=saved.note)
+        values = {"checkpoint/seconds": saved.seconds, "checkpoint/blocked_seconds": saved.blocked}
+        self.log(values, at.step, epoch, phase_of(epoch, self.phases).name)
 
     def close(self) -> None:
         """Closes files and trackers; what is said later is lost."""

@@ -2,6 +2,8 @@
 
 import fcntl
 import json
+import os
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +13,7 @@ from camox.checkpoints.manifest import read_manifest
 from camox.checkpoints.store import clean_leftovers, list_checkpoints, read_checkpoint, resolve, set_pointer
 from camox.errors import CamoxError, CheckpointError, ExperimentError
 from camox.experiment import Experiment
+from camox.stability.watchdog import MEETING_FOLDER
 from camox.training.environment import describe_environment
 
 EXPERIMENT_FILE = "experiment.toml"
@@ -28,6 +31,7 @@ _FREE = {
     "checkpoints.keep_every",
     "checkpoints.asynchronous",
     "experiment.max_hours",
+    "stability.stall_seconds",
 }
 _FREE_TABLE = "tracking"
 
@@ -162,6 +166,7 @@ class RunFolder:
             _write(before, experiment.to_toml())
             _write_json(self.path / "environment.json", describe_environment(experiment.experiment.seed))
             (self.path / "exit.json").unlink(missing_ok=True)
+            shutil.rmtree(self.path / MEETING_FOLDER, ignore_errors=True)
         except OSError as error:
             raise ExperimentError(
                 f"{error.filename2 or error.filename}: cannot be written ({error.strerror}): remove what stands there, "
@@ -208,15 +213,15 @@ class RunFolder:
         return newest[0] if newest else None
 
 
-def outcome(error: BaseException | None) -> tuple[int, str]:
-    """Exit code and reason of a run that ended with this error."""
+def outcome(error: BaseException | None, rank: int = 0) -> tuple[int, str]:
+    """Exit code and reason of a run that ended with this error on process `rank`."""
     if error is None:
         return 0, "done"
     if isinstance(error, CamoxError):
         return error.exit_code, str(error)
     if isinstance(error, KeyboardInterrupt):
         return 130, "interrupted"
-    return 1, f"{type(error).__name__}: {error}"
+    return 1, (f"process {rank}: " if rank else "") + f"{type(error).__name__}: {error}"
 
 
 def _refuse_other_run(before: Path, experiment: Experiment) -> None:
@@ -249,6 +254,7 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.partial")
+    # Processes that fail together write exit.json together.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)

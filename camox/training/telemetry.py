@@ -90,12 +90,7 @@ class Clock:
         self._start = time.perf_counter()
         self._waited = 0.0
         self.images = 0
-        """Counted by the loop, since `take_images` was last called."""
-
-    def take_images(self) -> int:
-        """The images counted, which start anew."""
-        images, self.images = self.images, 0
-        return images
+        """Counted by the loop since the last lap, those of this process."""
 
     def waiting(self) -> "Clock":
         """Time spent in the block counts as waiting."""
@@ -107,9 +102,9 @@ class Clock:
     def __exit__(self, *_: object) -> None:
         self._waited += time.perf_counter() - self._entered
 
-    def lap(self) -> tuple[float, float]:
-        """Seconds since the last lap, and the part of them that was waiting."""
+    def lap(self, processes: int) -> dict[str, float]:
+        """What is logged of the time since the last lap, of so many processes together."""
         now = time.perf_counter()
-        seconds, waited = now - self._start, self._waited
-        self._start, self._waited = now, 0.0
-        return seconds, waited
+        seconds, waited, images = now - self._start, self._waited, self.images
+        self._start, self._waited, self.images = now, 0.0, 0
+        return {"train/images_per_second": images * processes / seconds, "train/data_wait": waited / seconds}

@@ -24,10 +24,10 @@ from camox.stability.recovery import Recovery, RollBack
 from camox.tracking.console import TrainingProgress
 from camox.tracking.events import Severity
 from camox.training.announcement import announce, say_done
-from camox.training.building import build_network, build_training_step, open_data, wrap_for_training
+from camox.training.building import build_network, build_training_step, build_watchdog, open_data, wrap_for_training
 from camox.training.interruption import SAVE, STOP, TROUBLE, Agreement, Signals, TimeLimit
 from camox.training.phases import begins_stage, controls_at, frozen_stages, phase_loader, phase_of, phase_sampler
-from camox.training.processes import Result, build_accelerator, once, share_buffers
+from camox.training.processes import Result, build_accelerator, once, patience, share_buffers
 from camox.training.replay import Attempted, Replays
 from camox.training.reporting import Reporter
 from camox.training.routing import RoutingWatch
@@ -43,7 +43,7 @@ from camox.training.run_state import (
     other_ranks_notice,
 )
 from camox.training.sampler import EpochBatches
-from camox.training.saving import Saved, Saver
+from camox.training.saving import Saver
 from camox.training.schedule import Plateau, warmup_factor
 from camox.training.step import Controls
 from camox.training.telemetry import Clock, Scores, score_values
@@ -67,7 +67,7 @@ class Trainer:
         self.resume = resume
         self.phases = experiment.phases_resolved()
         self.accelerator = accelerator or build_accelerator(experiment)
-        self.reporter = Reporter(active=self.accelerator.is_main_process)
+        self.reporter = Reporter(self.phases, active=self.accelerator.is_main_process)
         self.console = self.reporter.console
         self.folder = RunFolder(experiment.run_folder)
         self.phase: ResolvedPhase | None = None
@@ -121,10 +121,13 @@ class Trainer:
         self.optimizer, self.average = step.optimizer, step.average
         self.routing = RoutingWatch(self.network)
         held_out, measures = EvalSet(self.held_out, data.image_size), experiment.validation.measures
-        self.validator = Validator(accelerator, held_out, step.objective, measures, data.batch_size, data.workers)
+        self.watchdog = build_watchdog(experiment, accelerator, self.folder, self.reporter, lambda: self.at)
+        self.validator = Validator(
+            accelerator, held_out, step.objective, measures, data.batch_size, data.workers, self.watchdog.beat
+        )
         fingerprint = experiment.fingerprint()
         self.saver = Saver(
-            self.folder.path, experiment.checkpoints, self.network.config, fingerprint, accelerator, self._saved
+            self.folder.path, experiment.checkpoints, self.network.config, fingerprint, accelerator, self.reporter.saved
         )
         parts: dict[str, Stateful] = {"best": self.saver, "schedule": self.plateau, "routing": self.routing}
         parts |= {"guards": self.watch, "recovery": self.recovery}
@@ -133,7 +136,7 @@ class Trainer:
         self.state = RunState(
             accelerator, self.network, self.optimizer.optimizer, self.average, parts, meters, data.image_size
         )
-        self.agreement = Agreement(accelerator)
+        self.agreement = Agreement(accelerator, patience(experiment))
         self.replays = Replays(experiment, self.train_source, accelerator.scaler is not None)
         # Weights began alike on all ranks; dropout and routing noise must not.
         torch.manual_seed(settings.seed + accelerator.process_index)
@@ -152,7 +155,7 @@ class Trainer:
         steps = sum(phase.epochs * self._steps_in(phase) for phase in self.phases)
         if self.at.epoch == epochs:
             self.console.notice(f"nothing left to train: all {epochs} epochs are done")
-        with self.console.training(steps, epochs) as progress:
+        with self.watchdog, self.console.training(steps, epochs) as progress:
             while True:
                 try:
                     while self.at.epoch < epochs:
@@ -212,11 +215,13 @@ class Trainer:
         for number in range(done, steps):
             position = at.epoch + (number + 1) / steps
             controls = self._controls(position, at.step + 1)
+            self.watchdog.beat("loading data")
             with clock.waiting():
                 window, samples = self._window(batches, phase.accumulate)
             clock.images += sum(map(len, samples))
             self.watch.began(at.step + 1, list(chain(*samples)))
             self.replays.note(Attempted.of(at.step + 1, at.epoch, phase.image_size, samples, controls))
+            self.watchdog.beat("training step")
             self.training_step(self.shell, window, controls)
             at.step += 1
             at.batch += len(window)
@@ -275,11 +280,8 @@ class Trainer:
     def _values(self, phase: ResolvedPhase, controls: Controls, position: float, clock: Clock) -> dict[str, Any]:
         """Reads the meters of the interval that ends here; between logged steps nothing waits for the device."""
         values: dict[str, Any] = self.training_step.interval_values(self.routing.costs)
-        seconds, waited = clock.lap()
         ranks, skipped = self.accelerator.num_processes, self.watch.nonfinite.total
-        values |= {
-            "train/images_per_second": clock.take_images() * ranks / seconds,
-            "train/data_wait": waited / seconds,
+        values |= clock.lap(ranks) | {
             "train/effective_batch": phase.batch_size * phase.accumulate * ranks,
             "router/warmup_factor": warmup_factor(position, self.experiment.model.moe.balance.warmup_epochs),
             "router/coefficient": controls.balance_coefficient,
@@ -409,6 +411,7 @@ class Trainer:
 
     def _save_or_heed(self, save: Callable[[], Result]) -> Result:
         """What holds NaN never becomes a checkpoint: the run goes back to the last that is one. Collective."""
+        self.watchdog.beat("saving")
         try:
             return save()
         except NotFinite as error:
@@ -416,14 +419,6 @@ class Trainer:
             raise AssertionError("a rollback or the end") from error
         except CheckpointError as error:
             raise self._stop("checkpoint", str(error)) from error
-
-    def _saved(self, saved: Saved) -> None:
-        """Tells of a checkpoint that is safe."""
-        at = saved.position
-        self.console.checkpoint(saved.path, seconds=saved.seconds, note=saved.note)
-        values = {"checkpoint/seconds": saved.seconds, "checkpoint/blocked_seconds": saved.blocked}
-        phase = phase_of(max(0, at.epoch - (at.batch == 0)), self.phases)
-        self.reporter.log(values, step=at.step, epoch=at.epoch - (at.batch == 0), phase=phase.name)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         path = checkpoint.path
@@ -459,14 +454,14 @@ class Trainer:
         say_done(self.console, run, self.experiment.checkpoints.monitor, self.saver.best)
 
     def _close(self, error: BaseException | None) -> None:
-        code, reason = outcome(error)
+        code, reason = outcome(error, self.accelerator.process_index)
         # Dropped by name: left to the garbage collector, each loader's workers would be waited for, 5 s each.
         for loader in ("loader", "validator"):
             vars(self).pop(loader, None)
         self._event("end", reason, severity="info" if code == 0 else "error", details={"code": code})
         self.reporter.close()
-        # An unreadable sample is met by one process alone; the others only see it go.
-        if self.accelerator.is_main_process or isinstance(error, DataError):
+        # An unreadable sample, or a bug, may be met by one process alone; the others only see it go.
+        if self.accelerator.is_main_process or isinstance(error, DataError) or code == 1:
             try:
                 self.folder.close(code, reason)
             except OSError as failure:  # a full disk: the error itself matters more

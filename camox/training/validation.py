@@ -1,5 +1,6 @@
 """Held-out scores during training: every rank its own images, none twice, one summary for all."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,10 +48,12 @@ class Validator:
         measures: tuple[str, ...],
         batch_size: int,
         workers: int,
+        beat: Callable[[str], None] = lambda activity: None,
     ):
         self.accelerator = accelerator
         self.objective = objective
         self.measures = measures
+        self.beat = beat
         shard = range(accelerator.process_index, len(dataset), accelerator.num_processes)
         self._loader = eval_loader(dataset, shard, batch_size, workers, accelerator.device.type == "cuda")
 
@@ -60,8 +63,10 @@ class Validator:
         losses: list[tuple[int, float, int]] = []
         routed: list[dict[int, RoutedImages]] = []
         failure = None
+        self.beat("validating")
 
         def observe(output: CamoXpertOutput, batch: EvalBatch) -> None:
+            self.beat("validating")
             losses.append(self._loss(output, batch))
             if not routing:
                 return

@@ -110,11 +110,16 @@ def train(folder: Path, *overrides: str, guards: bool = True, fp16: bool = False
         Trainer(experiment, None, accelerator).run()
     except CamoxError as failure:
         error = str(failure)
-    run = experiment.run_folder
+    outcome = outcome_of(experiment.run_folder, error)
+    note(os.environ.get("PYTEST_CURRENT_TEST", "").partition(" ")[0], guards, error)
+    return outcome
+
+
+def outcome_of(run: Path, error: str) -> Outcome:
+    """What a run's folder tells of how it ended, with `error` or without."""
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     scores = [[row.get(name) or 0.0 for name in ("val/iou", "val_ema/iou")] for row in rows if "val/iou" in row]
-    note(os.environ.get("PYTEST_CURRENT_TEST", "").partition(" ")[0], guards, error)
     return Outcome(0.0 if error or not scores else max(scores[-1]), error, events)
 
 
