@@ -68,7 +68,8 @@ def read_mask(path: Path) -> np.ndarray:
     pixels count as 0. Where the file has levels above 128, the object is what exceeds 128 (the convention of
     the field's measures; a 1 or 2 beside 255 is background). Where it has none, its levels are labels (0
     background; 1, 2, … objects) and the object is what exceeds 0. 16-bit levels above 255 are scaled to 8
-    bits first. EXIF orientation is applied. Raises `DataError` as `read_image` does.
+    bits first. EXIF orientation is applied. Raises `DataError` as `read_image` does, and where a photograph stands in
+    the mask's place.
     """
     data = _read_bytes(path)
     try:
@@ -77,8 +78,20 @@ def read_mask(path: Path) -> np.ndarray:
             levels = _levels(image, data, path)
     except (*_DAMAGE, Image.DecompressionBombError) as error:
         raise _unreadable(path, error) from error
+    _refuse_photograph(levels, path)
     threshold = 128 if levels.max() > 128 else 0
     return _oriented((levels > threshold).astype(np.uint8), orientation)
+
+
+def _refuse_photograph(levels: np.ndarray, path: Path) -> None:
+    # Blurred edges of a soft mask are a small part of it, and labels are few.
+    counts = cv2.calcHist([np.ascontiguousarray(levels)], [0], None, [256], [0, 256])  # a sixth of bincount
+    between = counts[int(0.1 * levels.max()) + 1 : int(0.9 * levels.max())].sum() / levels.size
+    if between > 0.6 and np.count_nonzero(counts) > 64:
+        raise DataError(
+            f"{path}: is no mask: {between:.0%} of its pixels are neither background nor object, as in a photograph: "
+            "put the mask in its place"
+        )
 
 
 def _rgb(image: Image.Image, data: bytes, path: Path) -> np.ndarray:

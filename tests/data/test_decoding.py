@@ -189,5 +189,23 @@ def test_mask_in_the_alpha_channel(tmp_path):
     assert np.array_equal(read_mask(save(tmp_path / "mask.png", rgba)), TRUTH)
 
 
+def test_a_photograph_in_the_place_of_a_mask_is_refused(tmp_path):
+    rows, columns = np.mgrid[0:96, 0:128]
+    photograph = 120 + 60 * np.sin(rows / 9) + 50 * np.cos(columns / 13)
+    path = tmp_path / "frog.png"
+    Image.fromarray(photograph.clip(0, 255).astype(np.uint8)).save(path)
+    with pytest.raises(DataError, match=r"frog\.png: is no mask: \d+% of its pixels"):
+        read_mask(path)
+
+
+def test_a_mask_with_soft_edges_is_one(tmp_path):
+    mask = np.zeros((96, 128), np.uint8)
+    cv2.circle(mask, (64, 48), 30, 255, -1)
+    path = tmp_path / "soft.png"
+    Image.fromarray(cv2.GaussianBlur(mask, (0, 0), 6)).save(path)
+    expected = mask > 128
+    assert (read_mask(path) != expected).mean() < 0.02
+
+
 def test_empty_mask_stays_empty(tmp_path):
     assert read_mask(save(tmp_path / "mask.png", TRUTH * 0)).sum() == 0
