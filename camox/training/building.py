@@ -1,5 +1,6 @@
 """What a run is made of, built from its experiment: data, and the step that trains a network on them."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -92,6 +93,8 @@ def wrap_for_training(network: CamoXpert, accelerator: Accelerator, frozen_stage
     """Freezes that many of the backbone's stages and gives the prepared shell that the training step calls."""
     network.freeze_backbone(frozen_stages)
     network.train()
+    # A 1×1 or depthwise kernel has the same order in memory under two kinds of strides; DDP doubts it at length.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     # Not moved again: what holds the network's tensors (average, guards) would be left with copies nobody trains.
     shell: nn.Module = accelerator.prepare(TrainingShell(network), device_placement=[False])
     return shell

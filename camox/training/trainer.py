@@ -1,7 +1,6 @@
 """The life of a run, top to bottom: open, build, train epoch by epoch, validate, save, score, close."""
 
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -26,6 +25,7 @@ from camox.tracking.events import Severity
 from camox.training.announcement import announce, say_done
 from camox.training.building import build_network, build_training_step, build_watchdog, open_data, wrap_for_training
 from camox.training.interruption import SAVE, STOP, TROUBLE, Agreement, Signals, TimeLimit
+from camox.training.memory import out_of_memory, try_largest_phases
 from camox.training.phases import begins_stage, controls_at, frozen_stages, phase_loader, phase_of, phase_sampler
 from camox.training.processes import Result, build_accelerator, once, patience, share_buffers
 from camox.training.replay import Attempted, Replays
@@ -93,10 +93,16 @@ class Trainer:
                 elif self.recovery.max_rollbacks:
                     self.beginning = self.state.remember(self.at)
                 self._introduce()
+                if self.accelerator.device.type == "cuda":
+                    try_largest_phases(self.experiment, self.accelerator, self.training_step)
                 self._train()
                 self._finish()
                 # Left to the interpreter's end, the threads of gloo abort the process now and then.
                 self.accelerator.end_training()
+            except torch.OutOfMemoryError as error:
+                failure = self._stop("memory", out_of_memory(self.experiment))
+                self._close(failure)
+                raise failure from error
             except BaseException as error:
                 self._close(error)
                 raise
@@ -194,8 +200,6 @@ class Trainer:
         self.frozen_stages = stages
         # Drops the last wrapper; the optimizer, the average and the network itself stay.
         self.accelerator.free_memory()
-        # A 1×1 or depthwise kernel has the same order in memory under two kinds of strides; DDP doubts it at length.
-        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         self.shell = wrap_for_training(self.network, self.accelerator, stages)
         self._event("frozen", f"{stages} of the backbone's {len(STRIDES)} stages are frozen", severity="info")
 
@@ -455,6 +459,8 @@ class Trainer:
 
     def _close(self, error: BaseException | None) -> None:
         code, reason = outcome(error, self.accelerator.process_index)
+        if hasattr(self, "saver"):
+            self.saver.look(wait=True)
         # Dropped by name: left to the garbage collector, each loader's workers would be waited for, 5 s each.
         for loader in ("loader", "validator"):
             vars(self).pop(loader, None)
@@ -469,6 +475,7 @@ class Trainer:
 
     def _stop(self, kind: str, reason: str) -> TrainingStopped:
         """Logs why a guard ends the run, and where to go on from."""
+        self.saver.look(wait=True)  # what is being written is the last checkpoint, if it goes well
         clean = list_checkpoints(self.folder.path)
         where = f"the last clean checkpoint is {clean[-1]}" if clean else "there is no checkpoint yet"
         message = f"stopped at step {self.at.step} (epoch {self.at.epoch}): {reason}; {where}"
