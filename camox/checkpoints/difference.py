@@ -29,7 +29,7 @@ class TensorDifference:
 
     `changed` of `numbers` are not equal, NaN being equal to NaN and 0.0 to -0.0. Over places where both are finite:
     `max_abs` is the largest magnitude of a difference, `norm` the Euclidean norm of the differences, and `first_norm`
-    that of the first tensor. The three are None for what is no floating-point number.
+    that of the first tensor. The three are None where there is no such place, and for what is no floating-point number.
     """
 
     name: str
@@ -76,7 +76,7 @@ class Difference:
     """All differences of two subjects; `paths` are what was compared, in the order given.
 
     Names are `group/name` where there are several groups (`model`, `ema`, `optimizer`, …). `changed` has the largest
-    relative difference first, and what is no floating-point number last.
+    relative difference first (before it, what is all NaN on a side) and what is no floating-point number last.
     """
 
     paths: tuple[Path, Path]
@@ -250,6 +250,7 @@ class _Sums:
         self.tallies = (Tally(dtype), Tally(dtype))
         self.numbers = 0
         self.changed = 0
+        self.finite_pairs = 0
         self.largest = 0.0
         self.squares = 0.0
         self.first_squares = 0.0
@@ -275,6 +276,7 @@ class _Sums:
             self.changed += int(np.count_nonzero((first != second) & ~both_nan & ~both_finite))
             first, second = first[both_finite], second[both_finite]
         difference = first - second
+        self.finite_pairs += difference.size
         self.changed += int(np.count_nonzero(difference))
         self.largest = max(self.largest, float(difference.max(initial=0)), -float(difference.min(initial=0)))
         self.squares += float(difference @ difference)
@@ -283,7 +285,7 @@ class _Sums:
     def difference(self, name: str, tensor: StoredTensor) -> TensorDifference:
         """What the sums say of the whole tensor."""
         found = TensorDifference(name, tensor.dtype, tensor.shape, self.numbers, self.changed)
-        if not can_be_decoded(self.dtype):
+        if not self.finite_pairs:
             return found
         norms = (self.largest, math.sqrt(self.squares), math.sqrt(self.first_squares))
         return TensorDifference(name, tensor.dtype, tensor.shape, self.numbers, self.changed, *norms)
@@ -305,4 +307,4 @@ def _quotient(norm: float, of: float) -> float | None:
 
 def _by_size_of_change(tensor: TensorDifference) -> tuple[bool, float, float, str]:
     relative = math.inf if tensor.relative is None else tensor.relative
-    return tensor.norm is None, -relative, -tensor.changed_share, tensor.name
+    return not can_be_decoded(tensor.dtype), -relative, -tensor.changed_share, tensor.name

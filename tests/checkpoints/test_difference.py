@@ -65,7 +65,10 @@ def test_sums_equal_torchs_for_any_bits(tmp_path, data, dtype, length):
     finite = a.isfinite() & b.isfinite()
     difference = (a - b)[finite]
     assert (tensor.changed, tensor.numbers) == (int(changed.sum()), len(a))
-    assert tensor.max_abs == (difference.abs().max().item() if len(difference) else 0)
+    if not len(difference):
+        assert (tensor.max_abs, tensor.relative) == (None, None)
+        return
+    assert tensor.max_abs == difference.abs().max().item()
     if dtype != torch.float64:  # squares of arbitrary doubles overflow
         assert tensor.norm == pytest.approx(difference.norm().item())
         assert tensor.first_norm == pytest.approx(a[finite].norm().item())
@@ -101,6 +104,16 @@ def test_nan_on_one_side_is_a_change_and_left_out_of_the_norms(tmp_path):
     (tensor,) = differing(tmp_path, torch.tensor([3.0, 4.0, 1.0]), torch.tensor([3.0, NAN, 2.0])).changed
     assert (tensor.changed, tensor.max_abs, tensor.norm) == (2, 1.0, 1.0)
     assert tensor.first_norm == pytest.approx(10**0.5)
+
+
+def test_what_is_all_nan_has_no_relative_difference_and_comes_first(tmp_path):
+    first = {"all": torch.ones(2), "far": torch.ones(2)}
+    second = {"all": torch.full((2,), NAN), "far": torch.full((2,), 9.0)}
+    found = compare(
+        written(tmp_path / "a.safetensors", **first), written(tmp_path / "b.safetensors", **second), Progress()
+    )
+    assert [(tensor.name, tensor.relative) for tensor in found.changed] == [("all", None), ("far", 8.0)]
+    assert found.relative == {"": 8.0}
 
 
 def test_the_largest_relative_difference_comes_first_and_integers_last(tmp_path):
