@@ -4,10 +4,11 @@ python tools/benchmark.py step --json benchmarks/results/step.json
 python tools/benchmark.py moe --rounds 3
 python tools/benchmark.py step --from benchmarks/results/step.json --markdown docs/model.md
 
-Suites: `step`, a whole training step; `moe`, the mixtures of experts alone. What is compared is timed in interleaved
-rounds and by process time (on a GPU by its own clock), so that neither a slow minute nor a neighbour on the machine
-favours one of them. The asked figures are stated for the default settings: with others they are not judged. With
-`--from` nothing is measured: the tables of a results file are shown, or written into a page.
+Suites: `step`, a whole training step; `moe`, the mixtures of experts alone; `inspect`, the command that looks for NaN
+in a checkpoint (on Linux). What is compared is timed in interleaved rounds and, but for `inspect`, by process time (on
+a GPU by its own clock), so that neither a slow minute nor a neighbour on the machine favours one of them. The asked
+figures are stated for the default settings: with others they are not judged. With `--from` nothing is measured: the
+tables of a results file are shown, or written into a page.
 """
 
 import argparse
@@ -27,6 +28,7 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
 import torch
 from rich.console import Console
 
+from benchmarking.inspection import measure_inspection
 from benchmarking.moe import measure_mixtures
 from benchmarking.report import Report, markdown_tables, show
 from benchmarking.settings import PRECISIONS, Settings
@@ -37,7 +39,13 @@ from machine import machine, versions
 from pages import SHAPE_ERRORS, fill_block, read_results
 
 SCRIPT = "tools/benchmark.py"
-SUITES: dict[str, Callable[[Settings], Report]] = {"step": measure_steps, "moe": measure_mixtures}
+SUITES: dict[str, Callable[[Settings], Report]] = {
+    "step": measure_steps,
+    "moe": measure_mixtures,
+    "inspect": measure_inspection,
+}
+OF_FILES = ("megabytes", "rounds")
+"""The settings that suite `inspect` has; the others have all but `megabytes`."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -56,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     show(report.plain(), Console())
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(_document(settings, report, arguments), indent=2) + "\n")
+        options.json.write_text(json.dumps(_document(options.suite, settings, report, arguments), indent=2) + "\n")
     return 0
 
 
@@ -75,6 +83,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "image-size": "side of the square images in pixels",
         "batch": "images in a step",
         "width": "channels behind the backbone",
+        "megabytes": "of weights that suite `inspect` looks at, and twice as many",
         "rounds": "times that each work is timed",
     }
     for name, text in sizes.items():
@@ -92,6 +101,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         parser.error("--markdown needs --from FILE: measure with --json FILE first")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no CUDA device; leave the option out to measure on the CPU")
+    if options.device == "cuda" and options.suite == "inspect":
+        parser.error("--device cuda: suite inspect reads files and computes nothing on a GPU; leave the option out")
     if options.device == "cpu" and options.precision == "fp16":
         parser.error("--precision fp16 needs --device cuda: on a CPU use fp32 or bf16")
     return options
@@ -132,7 +143,7 @@ def _require_suite(document: dict[str, Any], suite: str, results: Path) -> None:
         raise DataError(f"{results}: holds results of {measured}, not of {suite}: name that suite")
 
 
-def _document(settings: Settings, report: Report, arguments: list[str] | None) -> dict[str, Any]:
+def _document(suite: str, settings: Settings, report: Report, arguments: list[str] | None) -> dict[str, Any]:
     of_machine = machine() | {"threads": torch.get_num_threads()}
     if settings.on_gpu:
         of_machine["gpu"] = torch.cuda.get_device_name(settings.torch_device)
@@ -141,9 +152,13 @@ def _document(settings: Settings, report: Report, arguments: list[str] | None) -
         "git_commit": git_commit(),
         "machine": of_machine,
         "versions": versions(),
-        "settings": dataclasses.asdict(settings),
+        "settings": {name: value for name, value in dataclasses.asdict(settings).items() if _is_used(name, suite)},
         **report.plain(),
     }
+
+
+def _is_used(setting: str, suite: str) -> bool:
+    return setting in OF_FILES if suite == "inspect" else setting != "megabytes"
 
 
 if __name__ == "__main__":

@@ -1,46 +1,50 @@
 """Looks for NaN and Inf, and for damage, in anything that holds weights; needs no torch, except for pickles.
 
-Files are read in pieces of 1 MiB, so memory stays constant whatever their size. Tensors of integers and
-booleans are always finite and are not read.
+Files are read in small pieces, so memory stays constant whatever their size.
 """
 
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from camox.checkpoints.header import TensorEntry, read_header
-from camox.checkpoints.manifest import MANIFEST, Manifest, find_defect, read_manifest
-from camox.checkpoints.nonfinite import NonFiniteCount, can_hold_nan
-from camox.checkpoints.survey import Subject, is_safetensors, missing_from_shards, survey
+from camox.checkpoints.folders import CHECKPOINTS, read_pointer
+from camox.checkpoints.manifest import MANIFEST, POINTERS, Manifest, find_defect, read_manifest
+from camox.checkpoints.progress import Progress
+from camox.checkpoints.stored import StoredTensor, open_tensors
+from camox.checkpoints.survey import Subject, missing_from_shards, survey
+from camox.checkpoints.tally import Tally, is_countable
 from camox.errors import CheckpointError
 
-if TYPE_CHECKING:
-    import torch
-
-CHUNK_BYTES = 1 << 20  # fits the second-level cache: the second look at a chunk does not go to memory again
+_SILENT = Progress()
 
 
 @dataclass(frozen=True)
 class TensorReport:
-    """One tensor: how many of its numbers are NaN or infinite, and the largest finite magnitude, if known."""
+    """One tensor: how many of its `numbers` are NaN, infinite or 0, and the largest finite magnitude, if known.
+
+    A complex number counts as two, and of a sparse tensor only what is stored. `zeros` is None where numbers share
+    bytes (F4, F6): these are always finite and not read.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
-    nan: int
-    inf: int
-    absmax: float | None
+    numbers: int = 0
+    nan: int = 0
+    inf: int = 0
+    zeros: int | None = None
+    absmax: float | None = None
 
     @property
     def is_finite(self) -> bool:
         """Whether it holds neither NaN nor Inf."""
         return self.nan == 0 and self.inf == 0
+
+    @property
+    def zero_share(self) -> float | None:
+        """Share of its numbers that are exactly 0; None where that is not known or there are none."""
+        return self.zeros / self.numbers if self.zeros is not None and self.numbers else None
 
 
 @dataclass(frozen=True)
@@ -59,12 +63,36 @@ class FileReport:
 
 @dataclass(frozen=True)
 class SubjectReport:
-    """One checkpoint, or one file or folder of weights: its files and, a line each, what is damaged."""
+    """One checkpoint, or one file or folder of weights: its files and, a line each, what is damaged.
+
+    `pointers` are those of its run that name it (`best`, `latest`).
+    """
 
     path: Path
     files: tuple[FileReport, ...]
     defects: tuple[str, ...] = ()
     manifest: Manifest | None = None
+    pointers: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Bytes of its files of weights together."""
+        return sum(file.size for file in self.files)
+
+    @property
+    def tensor_count(self) -> int:
+        """Tensors in all of its files."""
+        return sum(len(file.tensors) for file in self.files)
+
+    @property
+    def nan(self) -> int:
+        """Numbers that are NaN."""
+        return sum(tensor.nan for file in self.files for tensor in file.tensors)
+
+    @property
+    def inf(self) -> int:
+        """Numbers that are infinite."""
+        return sum(tensor.inf for file in self.files for tensor in file.tensors)
 
     @property
     def is_finite(self) -> bool:
@@ -93,19 +121,20 @@ class Report:
         return 2 if any(subject.defects for subject in self.subjects) else 0
 
 
-def scan_file(path: str | Path) -> FileReport:
-    """Count NaN and Inf in every tensor of one file: safetensors, or a pickle of torch (.pth, .pt, .bin).
+def scan_file(path: str | Path, progress: Progress = _SILENT) -> FileReport:
+    """Count NaN, Inf and zeros in every tensor of one file: safetensors, or a pickle of torch (.pth, .pt, .bin).
 
     Raises CheckpointError where the file is missing, damaged, or a pickle that would run code.
     """
     path = Path(path)
     if not os.path.isfile(path):
         raise CheckpointError(f"{path}: no such file")
-    tensors = tuple(_scan_safetensors(path) if is_safetensors(path) else _scan_legacy(path))
-    return FileReport(path, path.stat().st_size, tensors)
+    with open_tensors(path) as tensors:
+        reports = tuple(_count(tensor, progress) for tensor in tensors)
+    return FileReport(path, path.stat().st_size, reports)
 
 
-def scan(path: str | Path) -> Report:
+def scan(path: str | Path, progress: Progress = _SILENT) -> Report:
     """Scan a file, an index of shards (`*.index.json`), a checkpoint, or every checkpoint of a run.
 
     Of camox checkpoints the files are also compared with the manifest. Any other folder is searched for
@@ -115,24 +144,30 @@ def scan(path: str | Path) -> Report:
     """
     path = Path(path)
     found = survey(path)
+    progress.expect(sum(map(_size, found.subjects)))
     if found.subjects[0].files == (path,):
-        return Report(path, (SubjectReport(path, (scan_file(path),)),))
-    return Report(path, tuple(_scan_subject(subject) for subject in found.subjects), found.notes)
+        return Report(path, (SubjectReport(path, (scan_file(path, progress),)),))
+    return Report(path, tuple(_scan_subject(subject, progress) for subject in found.subjects), found.notes)
 
 
-def last_clean(run: str | Path) -> Path | None:
+def last_clean(run: str | Path, progress: Progress = _SILENT) -> Path | None:
     """The newest checkpoint of a run that is undamaged and all finite, None where there is none.
 
     Newest first, and no further than needed. In folders of other programs, the time of change tells the
     order.
     """
     for subject in reversed(survey(Path(run)).subjects):
-        if _scan_subject(subject).is_clean:
+        progress.expect(_size(subject))
+        if _scan_subject(subject, progress).is_clean:
             return subject.path
     return None
 
 
-def _scan_subject(subject: Subject) -> SubjectReport:
+def _size(subject: Subject) -> int:
+    return sum(file.stat().st_size for file in subject.files if file.is_file())
+
+
+def _scan_subject(subject: Subject, progress: Progress) -> SubjectReport:
     manifest = None
     defects: list[str] = []
     if (subject.path / MANIFEST).is_file():
@@ -141,84 +176,41 @@ def _scan_subject(subject: Subject) -> SubjectReport:
         except CheckpointError as error:
             defects.append(str(error))
     files = []
-    # Hashing takes ten times as long as scanning; both leave Python's lock, so they run side by side.
+    # Hashing takes several times as long as scanning; both leave Python's lock, so they run side by side, and
+    # progress is that of the slower.
     with ThreadPoolExecutor(max_workers=2) as pool:
         records = manifest.files.items() if manifest else ()
-        differences = [pool.submit(find_defect, subject.path / name, record) for name, record in records]
+        differences = [
+            pool.submit(find_defect, subject.path / name, record, progress.advance) for name, record in records
+        ]
         for file in subject.files:
             try:
-                files.append(scan_file(file))
+                files.append(scan_file(file, _SILENT if manifest else progress))
             except CheckpointError as error:
                 defects.append(str(error))
         defects += [found for found in (difference.result() for difference in differences) if found]
     if subject.index is not None:
         defects += missing_from_shards(subject.index, {file.path.name: _names(file) for file in files})
-    return SubjectReport(subject.path, tuple(files), tuple(defects), manifest)
+    return SubjectReport(subject.path, tuple(files), tuple(defects), manifest, _pointers_to(subject.path))
+
+
+def _pointers_to(path: Path) -> tuple[str, ...]:
+    folder = path.resolve()
+    if folder.parent.name != CHECKPOINTS:
+        return ()
+    return tuple(pointer for pointer in POINTERS if read_pointer(folder.parent.parent, pointer) == folder)
 
 
 def _names(file: FileReport) -> set[str]:
     return {tensor.name for tensor in file.tensors}
 
 
-def _scan_safetensors(path: Path) -> Iterator[TensorReport]:
-    buffer = np.empty(CHUNK_BYTES, dtype=np.uint8)
-    entries = read_header(path)
-    try:
-        # Plain reads, no memory map: as fast, and a file cut short meanwhile is an error, not a bus fault.
-        with path.open("rb", buffering=0) as file:
-            for entry in entries:
-                count = NonFiniteCount(entry.dtype)
-                if can_hold_nan(entry.dtype):
-                    file.seek(entry.start)
-                    for chunk in _chunks(file, entry, buffer, path):
-                        count.add(chunk)
-                yield TensorReport(entry.name, entry.dtype, entry.shape, count.nan, count.inf, count.absmax)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-
-
-def _chunks(file: Any, entry: TensorEntry, buffer: Any, path: Path) -> Iterator[NDArray[np.uint8]]:
-    left = entry.size
-    while left:
-        wanted = min(left, len(buffer))
-        filled = 0
-        while filled < wanted:
-            received = file.readinto(memoryview(buffer)[filled:wanted])
-            if not received:
-                raise CheckpointError(f"{path}: became shorter while it was read. Is it being written? Try again.")
-            filled += received
-        yield buffer[:wanted]
-        left -= wanted
-
-
-def _scan_legacy(path: Path) -> Iterator[TensorReport]:
-    from camox.checkpoints.legacy import bytes_of, read_legacy  # torch takes 2 s to import
-
-    for name, tensor in read_legacy(path).items():
-        if tensor.is_nested:
-            raise CheckpointError(
-                f"{path}: tensor {name!r} is a nested one, which no weights are: save it as plain ones"
-            )
-        dtype = _dtype_name(tensor)
-        count = NonFiniteCount(dtype)
-        if can_hold_nan(dtype):
-            try:
-                raw = bytes_of(tensor)
-            except (RuntimeError, TypeError, ValueError) as error:  # a kind of tensor without numbers, or too large
-                raise CheckpointError(f"{path}: tensor {name!r} cannot be read: {error}") from error
-            for start in range(0, raw.size, CHUNK_BYTES):
-                count.add(raw[start : start + CHUNK_BYTES])
-        yield TensorReport(name, dtype, tuple(tensor.shape), count.nan, count.inf, count.absmax)
-
-
-_TORCH_NAMES = {
-    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16",
-    "complex64": "C64", "complex128": "C128",
-    "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "float8_e4m3fnuz": "F8_E4M3FNUZ",
-    "float8_e5m2fnuz": "F8_E5M2FNUZ", "float8_e8m0fnu": "F8_E8M0",
-}  # fmt: skip
-
-
-def _dtype_name(tensor: "torch.Tensor") -> str:
-    name = str(tensor.dtype).removeprefix("torch.")
-    return _TORCH_NAMES.get(name, name)
+def _count(tensor: StoredTensor, progress: Progress) -> TensorReport:
+    if not is_countable(tensor.dtype):
+        return TensorReport(tensor.name, tensor.dtype, tensor.shape)
+    tally = Tally(tensor.dtype)
+    for piece in tensor.pieces():
+        tally.add(piece)
+        progress.advance(len(piece))
+    counts = (tally.numbers, tally.nan, tally.inf, tally.zeros, tally.absmax)
+    return TensorReport(tensor.name, tensor.dtype, tensor.shape, *counts)

@@ -11,8 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from camox.checkpoints.folders import set_pointer
 from camox.checkpoints.manifest import MANIFEST
-from camox.checkpoints.scan import CHUNK_BYTES, last_clean, scan, scan_file
+from camox.checkpoints.progress import Progress
+from camox.checkpoints.scan import last_clean, scan, scan_file
+from camox.checkpoints.stored import PIECE_BYTES
 from camox.errors import CheckpointError
 
 FLOATS = [
@@ -25,6 +28,7 @@ FLOATS = [
     torch.float8_e5m2,
     torch.float8_e4m3fnuz,
     torch.float8_e5m2fnuz,
+    torch.float8_e8m0fnu,
 ]
 NAN, INF = math.nan, math.inf
 
@@ -33,6 +37,10 @@ fuzz = settings(max_examples=60, deadline=None, suppress_health_check=[HealthChe
 
 def as_reals(tensor: torch.Tensor) -> torch.Tensor:
     return torch.view_as_real(tensor).double() if tensor.is_complex() else tensor.double()
+
+
+def zero_count(tensor: torch.Tensor) -> int:
+    return int((as_reals(tensor) == 0).sum())
 
 
 def expected_counts(tensor: torch.Tensor) -> tuple[int, int, float | None]:
@@ -53,20 +61,22 @@ def test_counts_equal_torchs_for_any_bits(tmp_path, data, dtype, shape):
     nan, inf, absmax = expected_counts(tensor)
     assert (report.nan, report.inf) == (nan, inf)
     assert report.shape == tuple(shape)
-    if "fnuz" not in str(dtype):
+    assert (report.zeros, report.numbers) == (zero_count(tensor), as_reals(tensor).numel())
+    if not str(dtype).endswith(("fnuz", "fnu")):
         assert report.absmax == absmax
 
 
 @fuzz
 @given(places=st.lists(st.tuples(st.integers(0, 2**19 + 4), st.sampled_from([NAN, -NAN, INF, -INF])), max_size=6))
 def test_nan_and_inf_are_found_wherever_they_stand(tmp_path, places):
-    tensor = torch.zeros(2**19 + 5)  # two chunks and a little
-    assert tensor.nbytes > 2 * CHUNK_BYTES
+    tensor = torch.zeros(2**19 + 5)  # 32 pieces and a little
+    assert tensor.nbytes > 32 * PIECE_BYTES
     for position, value in places:
         tensor[position] = value
     save_file({"before": torch.ones(3), "a": tensor}, tmp_path / "a.safetensors")
     reports = {report.name: report for report in scan_file(tmp_path / "a.safetensors").tensors}
     assert (reports["a"].nan, reports["a"].inf) == expected_counts(tensor)[:2]
+    assert reports["a"].zeros == zero_count(tensor)
     assert reports["before"].is_finite
 
 
@@ -75,13 +85,52 @@ def test_every_bit_pattern_of_two_bytes(tmp_path, dtype):
     tensor = torch.arange(2**16, dtype=torch.int32).to(torch.int16).repeat(4).view(dtype)
     save_file({"a": tensor}, tmp_path / "a.safetensors")
     (report,) = scan_file(tmp_path / "a.safetensors").tensors
-    assert (report.nan, report.inf) == expected_counts(tensor)[:2]
+    assert (report.nan, report.inf, report.zeros) == (*expected_counts(tensor)[:2], zero_count(tensor))
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64, torch.bool])
 def test_integers_are_always_finite(tmp_path, dtype):
-    save_file({"a": torch.full((9,), 127).to(dtype)}, tmp_path / "a.safetensors")
-    assert scan_file(tmp_path / "a.safetensors").bad == ()
+    save_file(
+        {"a": torch.tensor([127, 0, -1, 0]).to(dtype), "empty": torch.zeros(0, dtype=dtype)}, tmp_path / "a.safetensors"
+    )
+    reports = {report.name: report for report in scan_file(tmp_path / "a.safetensors").tensors}
+    assert all(report.is_finite and report.absmax is None for report in reports.values())
+    assert (reports["a"].zeros, reports["a"].zero_share, reports["empty"].zero_share) == (2, 0.5, None)
+
+
+def test_numbers_that_share_bytes_are_finite_and_their_zeros_unknown(tmp_path):
+    text = json.dumps({"a": entry(0, 16, shape=[32], dtype="F4")}).encode()
+    (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + b"\0" * 16)
+    (report,) = scan_file(tmp_path / "a.safetensors").tensors
+    assert report.is_finite
+    assert report.zeros is None
+
+
+class Watch(Progress):
+    def __init__(self):
+        self.expected = self.read = 0
+
+    def expect(self, size):
+        self.expected += size
+
+    def advance(self, size):
+        self.read += size
+
+
+def test_progress_is_of_all_bytes(save, run):
+    save(1)
+    save(2)
+    watch = Watch()
+    scan(run, watch)
+    tables = sum(
+        (path / name).stat().st_size
+        for path in (run / "checkpoints").iterdir()
+        for name in ("state.json", "config.json")
+    )
+    assert watch.read == watch.expected + tables  # of the files that the manifest hashes, two hold no weights
+    watch = Watch()
+    scan_file(run / "checkpoints" / "epoch_0001" / "model.safetensors", watch)
+    assert watch.read == (12 + 4) * 4
 
 
 def safetensors_bytes(tmp_path: Path) -> bytes:
@@ -243,6 +292,13 @@ def test_checkpoint_with_a_broken_manifest_is_reported_and_not_skipped(save, run
     assert report.exit_code == 2
 
 
+def test_pointers_of_the_run_are_told(save, run):
+    set_pointer(run, "best", save(1).name)
+    set_pointer(run, "latest", save(2).name)
+    assert [subject.pointers for subject in scan(run).subjects] == [("best",), ("latest",)]
+    assert scan(run / "checkpoints" / "epoch_0001").subjects[0].pointers == ("best",)
+
+
 def test_unfinished_checkpoint_is_a_note(save, run):
     save(1)
     (save(2) / MANIFEST).unlink()
@@ -309,6 +365,7 @@ def test_pickles_of_torch_are_counted_as_safetensors_are(tmp_path, dtype):
     (report,) = scan(tmp_path / "a.pth").subjects[0].files[0].tensors
     assert (report.nan, report.inf) == expected_counts(values)[:2]
     assert report.name == "model.a"
+    assert report.zeros == (0 if dtype.is_floating_point or dtype == torch.int64 else zero_count(values))
 
 
 def test_sparse_tensor_of_a_pickle_is_counted(tmp_path):

@@ -1,4 +1,4 @@
-"""What the benchmark counts, against what can be counted by hand, and both suites end to end at toy size."""
+"""What the benchmark counts, against what can be counted by hand, and both suites of networks at toy size."""
 
 import dataclasses
 import io
@@ -436,6 +436,7 @@ def test_results_of_an_ablation_are_none_of_a_benchmark(capsys):
     ("arguments", "message"),
     [
         (["step", "--device", "cuda"], "--device cuda: torch finds no CUDA device"),
+        (["inspect", "--device", "cuda"], "suite inspect reads files"),
         (["step", "--precision", "fp16"], "--precision fp16 needs --device cuda"),
         (["step", "--markdown", "page.md"], "--markdown needs --from FILE"),
         (["step", "--batch", "0"], "argument --batch: '0' is not a whole number of 1 or more"),
@@ -445,7 +446,7 @@ def test_results_of_an_ablation_are_none_of_a_benchmark(capsys):
     ],
 )
 def test_what_this_machine_cannot_measure_is_refused(arguments, message, capsys, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: "inspect" in arguments)
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
     assert message in capsys.readouterr().err

@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import pickle
@@ -10,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from camox.checkpoints.inspection import main
-from camox.checkpoints.store import write_checkpoint
+from camox.checkpoints.progress import ProgressBar
+from camox.checkpoints.store import set_pointer, write_checkpoint
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "inspect_checkpoint.py"
 
@@ -22,8 +24,11 @@ def run(tmp_path):
         tensors = {"model": {"head.weight": torch.ones(2, 3), "head.bias": torch.zeros(3)}}
         path = write_checkpoint(
             tmp_path / "run", f"epoch_{epoch:04d}", tensors,
-            state={}, config={}, measures={}, experiment_fingerprint="", step=epoch, epoch=epoch,
+            state={}, config={}, measures={"val/iou": epoch / 10, "s_measure": 0.1 + epoch / 100},
+            experiment_fingerprint="", step=epoch * 90, epoch=epoch,
         )  # fmt: skip
+    set_pointer(tmp_path / "run", "best", "epoch_0002")
+    set_pointer(tmp_path / "run", "latest", "epoch_0003")
     save_file({"head.weight": torch.tensor([1.0, float("nan"), float("inf")])}, path / "model.safetensors")
     return tmp_path / "run"
 
@@ -37,8 +42,63 @@ def test_nan_is_1_and_the_tensor_is_named_with_its_counts(run, capsys):
     assert main([str(run)]) == 1
     out = capsys.readouterr().out
     row = next(line for line in out.splitlines() if "head.weight" in line)
-    assert row.split() == ["head.weight", "F32", "3", "3", "1", "1", "1"]
+    assert row.split() == ["1", "1", "0%", "1", "F32", "3", "head.weight"]
     assert "1 of 3 not clean: epoch_0003" in out
+
+
+def test_overview_has_a_line_for_each_checkpoint(run, capsys):
+    main([str(run)])
+    table = capsys.readouterr().out.split("\n\n")[0].splitlines()
+    assert table[0].split() == ["checkpoint", "epoch", "step", "s_measure", "size", "tensors", "verdict"]
+    assert [line.split() for line in table[1:]] == [
+        ["epoch_0001", "1", "90", "0.1100", "0.2", "kB", "2", "finite"],
+        ["epoch_0002", "2", "180", "0.1200", "0.2", "kB", "2", "finite", "best"],
+        ["epoch_0003", "3", "270", "0.1300", "0.1", "kB", "1", "1", "NaN,", "1", "Inf", "latest"],
+    ]
+
+
+def test_overview_gives_details_only_of_what_is_not_clean(run, capsys):
+    main([str(run)])
+    details = capsys.readouterr().out.split("\n\n", 1)[1]
+    assert "epoch_0001" not in details
+    assert "damaged: model.safetensors has 92 bytes" in details
+    main([str(run), "--all"])
+    assert "epoch_0001" in capsys.readouterr().out.split("\n\n", 1)[1]
+
+
+@pytest.mark.parametrize(("columns", "left_out"), [(70, {"tensors", "epoch"}), (80, {"tensors"}), (200, set())])
+def test_overview_fits_the_terminal_without_cutting_names(run, capsys, monkeypatch, columns, left_out):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    first = run / "checkpoints" / "epoch_0001"
+    first.rename(first.with_name("epoch_0001_step_0001234"))
+    main([str(run)])
+    table = capsys.readouterr().out.split("\n\n")[0].splitlines()
+    assert table[1].startswith("epoch_0001_step_0001234 ")
+    assert max(map(len, table)) <= max(columns, 77)  # no narrower: what is left is what one came for
+    assert {"epoch", "step", "s_measure", "size", "tensors", "verdict"} - set(table[0].split()) == left_out
+
+
+def test_where_all_of_a_network_is_nan_the_first_tensors_are_listed(tmp_path, capsys):
+    path = tmp_path / "model.safetensors"
+    save_file({f"layer_{number:02}": torch.tensor([float("nan")]) for number in range(25)}, path)
+    main([str(path)])
+    out = capsys.readouterr().out
+    assert sum("layer_" in line for line in out.splitlines()) == 20
+    assert "… 5 more: see them with --all" in out
+    main([str(path), "--all"])
+    assert sum("layer_" in line for line in capsys.readouterr().out.splitlines()) == 25
+
+
+@pytest.mark.parametrize(
+    ("zeros", "shown"), [(0, "0%"), (1, "0.1%"), (5000, "50.0%"), (9999, "99.9%"), (10000, "100%")]
+)
+def test_zeros_are_shown_as_a_share_that_never_hides_some(tmp_path, capsys, zeros, shown):
+    tensor = torch.ones(10_000)
+    tensor[:zeros] = 0
+    save_file({"weight": tensor}, tmp_path / "a.safetensors")
+    main([str(tmp_path / "a.safetensors"), "--all"])
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.endswith("weight"))
+    assert row.split()[2] == shown
 
 
 def test_all_lists_tensors_that_are_fine_too(run, capsys):
@@ -53,7 +113,14 @@ def test_json_is_one_object_with_every_count(run, capsys):
     table = json.loads(capsys.readouterr().out)
     assert [checkpoint["finite"] for checkpoint in table["checkpoints"]] == [True, True, False]
     (file,) = table["checkpoints"][2]["files"]
-    assert file["tensors"] == [{"name": "head.weight", "dtype": "F32", "shape": [3], "nan": 1, "inf": 1, "absmax": 1.0}]
+    assert file["tensors"] == [
+        {
+            "name": "head.weight", "dtype": "F32", "shape": [3],
+            "nan": 1, "inf": 1, "zeros": 0, "zero_share": 0.0, "absmax": 1.0,
+        }
+    ]  # fmt: skip
+    assert [checkpoint["pointers"] for checkpoint in table["checkpoints"]] == [[], ["best"], ["latest"]]
+    assert [checkpoint["measures"] for checkpoint in table["checkpoints"]][:1] == [{"val/iou": 0.1, "s_measure": 0.11}]
     assert table["exit_code"] == 1
 
 
@@ -129,3 +196,115 @@ def test_a_file_name_that_is_not_utf8_is_shown_all_the_same(run, capsys):
     assert main([str(odd)]) == 1
     assert main([str(odd), "--last-clean"]) == 0
     assert capsys.readouterr().out.count("\\udcff/checkpoints/epoch_0002\n") == 1
+
+
+# ---- --compare
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """Two files with a tensor each of: equal, changed, of another shape, in one alone."""
+    first, second = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    save_file(
+        {"same": torch.ones(2), "weight": torch.tensor([3.0, 4.0]), "form": torch.ones(2), "a": torch.ones(1)}, first
+    )
+    save_file(
+        {"same": torch.ones(2), "weight": torch.tensor([3.0, 5.0]), "form": torch.ones(3), "b": torch.ones(1)}, second
+    )
+    return str(first), str(second)
+
+
+def test_difference_is_printed_and_no_failure(pair, capsys):
+    assert main([pair[0], "--compare", pair[1]]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"A  {pair[0]}",
+        f"B  {pair[1]}",
+        "",
+        "only in A: 1 tensor",
+        "  a",
+        "",
+        "only in B: 1 tensor",
+        "  b",
+        "",
+        "other dtype or shape: 1 tensor",
+        "  F32 2 → F32 3  form",
+        "",
+        "relative  max abs  changed  dtype  shape  tensor",
+        "     0.2        1    50.0%  F32    2      weight",
+        "",
+        "1 of 2 tensors in common changed; relative difference: 0.192",
+    ]
+
+
+def test_difference_as_json(pair, capsys):
+    assert main([pair[0], "--compare", pair[1], "--json"]) == 0
+    table = json.loads(capsys.readouterr().out)
+    assert table == {
+        "a": pair[0],
+        "b": pair[1],
+        "exit_code": 0,
+        "identical": False,
+        "relative": {"": pytest.approx(1 / 27**0.5)},
+        "only_in_a": ["a"],
+        "only_in_b": ["b"],
+        "other_dtype_or_shape": [{"name": "form", "a": "F32 2", "b": "F32 3"}],
+        "changed": [
+            {
+                "name": "weight", "dtype": "F32", "shape": [2],
+                "relative": 0.2, "max_abs": 1.0, "changed": 1, "changed_share": 0.5,
+            }
+        ],
+        "equal_count": 1,
+        "not_finite": [],
+    }  # fmt: skip
+
+
+def test_identical_is_one_line(pair, capsys):
+    assert main([pair[0], "--compare", pair[0]]) == 0
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "",
+        "identical: 4 tensors of the same names, dtypes, shapes and numbers",
+    ]
+
+
+def test_difference_where_one_holds_nan_is_1(run, capsys):
+    epoch_1, epoch_3 = (str(run / "checkpoints" / f"epoch_000{number}") for number in (1, 3))
+    assert main([epoch_1, "--compare", epoch_3]) == 1
+    assert "B holds 1 NaN, 1 Inf in 1 tensor, such as head.weight" in capsys.readouterr().out
+
+
+def test_difference_from_what_is_not_there_is_2(run, capsys):
+    assert main([str(run), "--compare", str(run / "nowhere")]) == 2
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err.count("\n")) == ("", 1)
+
+
+def test_compare_and_last_clean_exclude_each_other(run, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main([str(run), "--compare", str(run), "--last-clean"])
+    assert "exclude each other" in capsys.readouterr().err
+
+
+# ---- progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("arguments", [[], ["--last-clean"], ["--json"], ["--compare", "."]])
+def test_bar_is_drawn_on_a_terminal_once_reading_takes_long(run, monkeypatch, arguments):
+    monkeypatch.chdir(run)
+    monkeypatch.setattr(ProgressBar, "PATIENCE", 0.0)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    main([str(run), *arguments])
+    assert "reading" in sys.stderr.getvalue()
+
+
+@pytest.mark.parametrize(("stream", "patience"), [(io.StringIO, 0.0), (Terminal, 3600.0)])
+def test_no_bar_without_a_terminal_or_before_its_time(run, monkeypatch, stream, patience):
+    monkeypatch.setattr(ProgressBar, "PATIENCE", patience)
+    monkeypatch.setattr(sys, "stderr", stream())
+    main([str(run)])
+    assert sys.stderr.getvalue() == ""

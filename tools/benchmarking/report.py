@@ -23,6 +23,9 @@ _HEADINGS = {
     "operators_per_forward": "calls",
     "host_copies_per_forward": "host copies",
     "peak_bytes": "peak MB",
+    "weights_bytes": "weights MB",
+    "seconds_per_gigabyte": "s per GB",
+    "anonymous_bytes": "anonymous MB",
 }
 Rows = dict[str, dict[str, Any]]
 """Name of what was measured → figure → a number, `{"median", "least", "most"}` over rounds, or a text."""
@@ -73,9 +76,12 @@ def show(document: Mapping[str, Any], console: Console) -> None:
 def markdown_tables(document: Mapping[str, Any]) -> str:
     """The same tables as Markdown, below a line that says with what and where they were measured."""
     machine, versions, settings = document["machine"], document["versions"], document["settings"]
+    if "megabytes" in settings:
+        sizes = f"{settings['megabytes']} MB of weights"
+    else:
+        sizes = f"{settings['backbone']}, {settings['image_size']}², batch {settings['batch']}, {settings['precision']}"
     where = (
-        f"{settings['backbone']}, {settings['image_size']}², batch {settings['batch']}, {settings['precision']}, "
-        f"medians of {settings['rounds']} interleaved rounds; {machine.get('gpu', machine['processor'])}, "
+        f"{sizes}, medians of {settings['rounds']} interleaved rounds; {machine.get('gpu', machine['processor'])}, "
         f"{machine['threads']} threads, torch {versions['torch']}. Made by `{document['command']}`."
     )
     texts = []

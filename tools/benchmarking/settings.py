@@ -18,6 +18,7 @@ class Settings:
     batch: int = 4
     width: int = 128
     precision: str = "fp32"
+    megabytes: int = 1000
     rounds: int = 9
 
     @property
