@@ -1,4 +1,4 @@
-"""What a run is made of, built from its experiment: data, and the step that trains a network on them."""
+"""What a run is made of, each part built from the experiment."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from camox.data.loading import EvalSet
 from camox.data.samples import Source
 from camox.data.sources import Subset, open_training_sources
 from camox.errors import CheckpointError
@@ -16,6 +17,7 @@ from camox.inference.loaded_model import load_model
 from camox.losses.composite import SegmentationObjective
 from camox.models.balance import RoutingObjective
 from camox.models.camoxpert import CamoXpert
+from camox.stability.recovery import Recovery
 from camox.stability.spikes import SpikeDetector
 from camox.stability.watchdog import Watchdog
 from camox.training.ema import WeightAverage
@@ -23,8 +25,10 @@ from camox.training.optimization import build_optimizer
 from camox.training.phases import TrainingShell
 from camox.training.reporting import Reporter
 from camox.training.run_folder import RunFolder
-from camox.training.run_state import Position, load_into
+from camox.training.run_state import Position, RunState, Stateful, load_into
+from camox.training.saving import Saver
 from camox.training.step import TrainingStep
+from camox.training.validation import Validator
 
 
 def open_data(experiment: Experiment) -> tuple[Source | Subset, Source | Subset]:
@@ -98,6 +102,40 @@ def wrap_for_training(network: CamoXpert, accelerator: Accelerator, frozen_stage
     # Not moved again: what holds the network's tensors (average, guards) would be left with copies nobody trains.
     shell: nn.Module = accelerator.prepare(TrainingShell(network), device_placement=[False])
     return shell
+
+
+def build_recovery(experiment: Experiment) -> Recovery:
+    """What is done about what guards find, by the experiment's policy."""
+    policy, balance = experiment.stability.policy, experiment.model.moe.balance.kind
+    return Recovery(policy.max_rollbacks, policy.rate_factor, policy.warmup_steps, policy.ladder, balance)
+
+
+def build_validator(
+    experiment: Experiment,
+    step: TrainingStep,
+    held_out: Source | Subset,
+    beat: Callable[[str], None],
+    heed: Callable[[], None],
+) -> Validator:
+    """Scores networks on held-out samples, by the step's objective. `beat` is told of each batch, and `heed` called
+    after each that all processes have: it may end the validation by raising `Interrupted` on all of them."""
+    data, measures = experiment.data, experiment.validation.measures
+    samples = EvalSet(held_out, data.image_size)
+    return Validator(step.accelerator, samples, step.objective, measures, data.batch_size, data.workers, beat, heed)
+
+
+def build_saver(experiment: Experiment, step: TrainingStep, folder: RunFolder, reporter: Reporter) -> Saver:
+    """Writes checkpoints into the run's folder, and tells the reporter of each."""
+    config, fingerprint = step.network.config, experiment.fingerprint()
+    return Saver(folder.path, experiment.checkpoints, config, fingerprint, step.accelerator, reporter.saved)
+
+
+def build_state(experiment: Experiment, step: TrainingStep, parts: Mapping[str, Stateful]) -> RunState:
+    """The whole state of a run: that of the step, and of `parts` by their names in checkpoints."""
+    parts = {**parts, **({} if step.spikes is None else {"spikes": step.spikes})}
+    meters = {"batches": step.batch_meters, "steps": step.step_meters}
+    optimizer, size = step.optimizer.optimizer, experiment.data.image_size
+    return RunState(step.accelerator, step.network, optimizer, step.average, parts, meters, size)
 
 
 def build_watchdog(

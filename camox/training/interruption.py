@@ -110,3 +110,48 @@ class Agreement:
         work.wait()
         self._asked = None
         return {number for number, flag in enumerate(flags.tolist()) if flag}
+
+
+class Requests:
+    """What is asked of a run from outside, on any of its processes. Signals are heard while its block runs.
+
+    Args:
+        hours: how long the run may take, None without a limit.
+        patience: how long a process waits for the others before it fails.
+    """
+
+    def __init__(self, accelerator: Accelerator, hours: float | None, patience: timedelta):
+        self._signals = Signals()
+        self._time_limit = TimeLimit(hours)
+        self._agreement = Agreement(accelerator, patience)
+
+    def __enter__(self) -> "Requests":
+        self._signals.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._signals.__exit__()
+
+    @property
+    def reason(self) -> str:
+        """What asks for the stop, for people."""
+        return self._signals.stop or "its time limit"
+
+    def ask(self, trouble: bool = False) -> set[int]:
+        """What any process was asked for at the last boundary: `SAVE`, `STOP`, and `TROUBLE` where one has it.
+        Collective."""
+        mine = [TROUBLE] if trouble else []
+        if self._signals.stop or self._time_limit.is_near():
+            mine.append(STOP)
+        if self._signals.save:
+            mine.append(SAVE)
+            self._signals.save = False
+        return self._agreement.exchange(*mine)
+
+    def save_later(self) -> None:
+        """Asks for a checkpoint once more, where it cannot be written now."""
+        self._signals.save = True
+
+
+class Interrupted(Exception):  # noqa: N818  a request, not an error
+    """A validation is to end early: the run stops, and does it anew when it goes on."""

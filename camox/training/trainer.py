@@ -5,26 +5,36 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from itertools import chain, islice
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 
 from camox.checkpoints.store import Checkpoint, list_checkpoints
-from camox.data.loading import EvalSet, TrainBatch
+from camox.data.loading import TrainBatch
 from camox.data.sources import open_sources
 from camox.errors import CheckpointError, DataError, NotFinite, TrainingPaused, TrainingStopped
 from camox.experiment import Experiment, ResolvedPhase
 from camox.inference.evaluation import evaluate
 from camox.models.backbone import STRIDES
 from camox.stability.guards import Finding, Proposal
-from camox.stability.recovery import Recovery, RollBack
+from camox.stability.recovery import RollBack
 from camox.tracking.console import TrainingProgress
 from camox.tracking.events import Severity
 from camox.training.announcement import announce, say_done
-from camox.training.building import build_network, build_training_step, build_watchdog, open_data, wrap_for_training
-from camox.training.interruption import SAVE, STOP, TROUBLE, Agreement, Signals, TimeLimit
+from camox.training.building import (
+    build_network,
+    build_recovery,
+    build_saver,
+    build_state,
+    build_training_step,
+    build_validator,
+    build_watchdog,
+    open_data,
+    wrap_for_training,
+)
+from camox.training.interruption import SAVE, STOP, TROUBLE, Interrupted, Requests
 from camox.training.memory import out_of_memory, try_largest_phases
 from camox.training.phases import begins_stage, controls_at, frozen_stages, phase_loader, phase_of, phase_sampler
 from camox.training.processes import Result, build_accelerator, once, patience, share_buffers
@@ -35,7 +45,6 @@ from camox.training.run_folder import RunFolder, outcome
 from camox.training.run_state import (
     Position,
     Remembered,
-    RunState,
     Stateful,
     batch_on_other_ranks,
     better_weights,
@@ -43,11 +52,9 @@ from camox.training.run_state import (
     other_ranks_notice,
 )
 from camox.training.sampler import EpochBatches
-from camox.training.saving import Saver
 from camox.training.schedule import Plateau, warmup_factor
 from camox.training.step import Controls
 from camox.training.telemetry import Clock, Scores, score_values
-from camox.training.validation import Validator
 from camox.training.watching import Watch
 
 
@@ -74,17 +81,14 @@ class Trainer:
         self.frozen_stages: int | None = None
         self.at = Position()
         self.plateau = Plateau(experiment.checkpoints.monitor, experiment.schedule.patience)
-        policy = experiment.stability.policy
         self.watch = Watch(experiment)
-        balance = experiment.model.moe.balance.kind
-        self.recovery = Recovery(policy.max_rollbacks, policy.rate_factor, policy.warmup_steps, policy.ladder, balance)
+        self.recovery = build_recovery(experiment)
         self.beginning: Remembered | None = None
-        self.signals = Signals()
-        self.time_limit = TimeLimit(experiment.experiment.max_hours)
+        self.requests = Requests(self.accelerator, experiment.experiment.max_hours, patience(experiment))
 
     def run(self) -> None:
         """Trains from the first epoch, or from the checkpoint to resume, to the last."""
-        with self.signals:
+        with self.requests:
             checkpoint = once(self.accelerator, lambda: self.folder.open(self.experiment, self.resume))
             try:
                 self._build()
@@ -123,26 +127,17 @@ class Trainer:
             open_sources([source.plain() for source in data.test], split="test")
 
         self.network = build_network(experiment, accelerator.device)
-        self.training_step = step = build_training_step(experiment, accelerator, self.network)
-        self.optimizer, self.average = step.optimizer, step.average
+        self.training_step = build_training_step(experiment, accelerator, self.network)
+        self.optimizer, self.average = self.training_step.optimizer, self.training_step.average
         self.routing = RoutingWatch(self.network)
-        held_out, measures = EvalSet(self.held_out, data.image_size), experiment.validation.measures
         self.watchdog = build_watchdog(experiment, accelerator, self.folder, self.reporter, lambda: self.at)
-        self.validator = Validator(
-            accelerator, held_out, step.objective, measures, data.batch_size, data.workers, self.watchdog.beat
+        self.validator = build_validator(
+            experiment, self.training_step, self.held_out, self.watchdog.beat, self._heed_stop
         )
-        fingerprint = experiment.fingerprint()
-        self.saver = Saver(
-            self.folder.path, experiment.checkpoints, self.network.config, fingerprint, accelerator, self.reporter.saved
-        )
+        self.saver = build_saver(experiment, self.training_step, self.folder, self.reporter)
         parts: dict[str, Stateful] = {"best": self.saver, "schedule": self.plateau, "routing": self.routing}
         parts |= {"guards": self.watch, "recovery": self.recovery}
-        parts |= {} if step.spikes is None else {"spikes": step.spikes}
-        meters = {"batches": step.batch_meters, "steps": step.step_meters}
-        self.state = RunState(
-            accelerator, self.network, self.optimizer.optimizer, self.average, parts, meters, data.image_size
-        )
-        self.agreement = Agreement(accelerator, patience(experiment))
+        self.state = build_state(experiment, self.training_step, parts)
         self.replays = Replays(experiment, self.train_source, accelerator.scaler is not None)
         # Weights began alike on all ranks; dropout and routing noise must not.
         torch.manual_seed(settings.seed + accelerator.process_index)
@@ -181,8 +176,13 @@ class Trainer:
         problems = gather_object(self.watch.take_problems())
         self._heed(self.watch.after_epoch(problems, len(self.train_source)))
         share_buffers(self.accelerator, self.network, *([] if self.average is None else [self.average.model]))
-        self.at.epoch, self.at.batch = self.at.epoch + 1, 0
-        scores = self._validate() if self._due(self.experiment.validation.every_epochs) else None
+        batches, self.at.epoch, self.at.batch = self.at.batch, self.at.epoch + 1, 0
+        try:
+            scores = self._validate() if self._due(self.experiment.validation.every_epochs) else None
+        except Interrupted:
+            # Saved as of before it: the validation is done when the run goes on.
+            self.at.epoch, self.at.batch = self.at.epoch - 1, batches
+            self._pause()
         self._follow(scores)
         self._save_if_due(scores)
 
@@ -243,16 +243,8 @@ class Trainer:
 
     def _heed_requests(self) -> None:
         """Between two steps: does what a signal, the time limit or a checkpoint that failed asks for, on all ranks."""
-        mine = []
-        if self.signals.stop or self.time_limit.is_near():
-            mine.append(STOP)
-        if self.signals.save:
-            mine.append(SAVE)
-            self.signals.save = False
         self.saver.look()
-        if self.saver.failed:
-            mine.append(TROUBLE)
-        asked = self.agreement.exchange(*mine)
+        asked = self.requests.ask(trouble=self.saver.failed)
         if TROUBLE in asked:
             self._save_or_heed(self.saver.settle)
         if SAVE in asked:
@@ -260,13 +252,20 @@ class Trainer:
         if STOP in asked:
             self._pause()
 
-    def _pause(self) -> None:
+    def _heed_stop(self) -> None:
+        """Between two batches of a validation: ends it, on all ranks, where the run is to stop."""
+        asked = self.requests.ask()
+        if SAVE in asked:
+            self.requests.save_later()
+        if STOP in asked:
+            raise Interrupted
+
+    def _pause(self) -> NoReturn:
         """Saves where the run is and ends it, to be resumed."""
-        reason = self.signals.stop or "its time limit"
         self._save({}, improved=False)
         path = self._save_or_heed(lambda: self.saver.settle(wait=True))
         message = (
-            f"stopped by {reason} at step {self.at.step} (epoch {self.at.epoch}), saved as {path}: "
+            f"stopped by {self.requests.reason} at step {self.at.step} (epoch {self.at.epoch}), saved as {path}: "
             "go on with --resume auto"
         )
         self._event("pause", message, severity="info")

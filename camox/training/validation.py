@@ -49,34 +49,45 @@ class Validator:
         batch_size: int,
         workers: int,
         beat: Callable[[str], None] = lambda activity: None,
+        heed: Callable[[], None] = lambda: None,
     ):
         self.accelerator = accelerator
         self.objective = objective
         self.measures = measures
         self.beat = beat
+        self.heed = heed
+        # Batches that every process has: as often can all of them meet.
+        self._meetings = -(-(len(dataset) // accelerator.num_processes) // batch_size)
         shard = range(accelerator.process_index, len(dataset), accelerator.num_processes)
         self._loader = eval_loader(dataset, shard, batch_size, workers, accelerator.device.type == "cuda")
 
     def score(self, network: CamoXpert, routing: bool = True) -> "Validated":
-        """Scores, and, if `routing` is asked for, what routers decided; the same on every rank."""
+        """Scores, and, if `routing` is asked for, what routers decided; the same on every rank.
+
+        Raises:
+            Interrupted: `heed` did, on all ranks.
+            CamoxError: an image cannot be read, or the network gives NaN, on any rank.
+        """
         evaluator = Evaluator("camox", self.measures)
         losses: list[tuple[int, float, int]] = []
         routed: list[dict[int, RoutedImages]] = []
         failure = None
+        meetings = iter(range(self._meetings))
         self.beat("validating")
 
         def observe(output: CamoXpertOutput, batch: EvalBatch) -> None:
             self.beat("validating")
             losses.append(self._loss(output, batch))
-            if not routing:
-                return
-            limit = network.config["logit_limit"]
-            routed.append(
-                {
-                    stride: routed_images(decided, limit, batch.indices, batch.groups)
-                    for stride, decided in output.routing.items()
-                }
-            )
+            if routing:
+                limit = network.config["logit_limit"]
+                routed.append(
+                    {
+                        stride: routed_images(decided, limit, batch.indices, batch.groups)
+                        for stride, decided in output.routing.items()
+                    }
+                )
+            if next(meetings, None) is not None:
+                self.heed()
 
         try:
             evaluate_model(
@@ -89,6 +100,8 @@ class Validator:
             )
         except CamoxError as error:
             failure = error
+            for _ in meetings:  # the others wait for this process at each
+                self.heed()
         fail_together(failure)
         # One gather of plain per-image results; tensors would need equal counts on all ranks.
         everything = gather_object([(evaluator.results, losses, routed)])

@@ -20,11 +20,29 @@ def test_a_signal_to_one_rank_stops_both_and_the_resumed_run_is_the_same(tmp_pat
     """Each rank has its own running statistics, random numbers and half-summed meters in mid-epoch."""
     file = tmp_path / "tiny.toml"
     file.write_text(EXPERIMENT.replace("log_every = 1", "log_every = 3").replace("workers = 0", "workers = 1"))
-    done = launch(str(ROOT / "tests/distributed/stopped_ranks.py"), str(tmp_path), str(file), "1")
+    done = launch(str(ROOT / "tests/distributed/stopped_ranks.py"), str(tmp_path), str(file), "1", "training")
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
     parts, whole = tmp_path / "parts" / "tiny", tmp_path / "whole" / "tiny"
     assert [path.name for path in list_checkpoints(parts)] == ["epoch_0000_step_0000002"]  # heard a step later
     assert json.loads((parts / "exit.json").read_text())["code"] == 4
+
+    done = launch("camox/train.py", str(file), "--resume", "auto", "--output", str(parts.parent))
+    assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
+    assert numbers(parts) == numbers(whole)
+    theirs = {path.name: bits(path) for path in list_checkpoints(whole)}
+    ours = {path.name: bits(path) for path in list_checkpoints(parts)}
+    assert {name: ours[name] for name in theirs} == theirs
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_rank_in_a_validation_ends_it_on_both(tmp_path):
+    file = tmp_path / "tiny.toml"
+    file.write_text(EXPERIMENT)
+    done = launch(str(ROOT / "tests/distributed/stopped_ranks.py"), str(tmp_path), str(file), "1", "validation")
+    assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
+    parts, whole = tmp_path / "parts" / "tiny", tmp_path / "whole" / "tiny"
+    (stopped,) = list_checkpoints(parts)
+    assert stopped.name.startswith("epoch_0000_step_")
 
     done = launch("camox/train.py", str(file), "--resume", "auto", "--output", str(parts.parent))
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]

@@ -21,6 +21,7 @@ from camox.errors import CheckpointError, DataError, ExperimentError, TrainingPa
 from camox.training.routing import routed_images
 from camox.training.step import TrainingStep
 from camox.training.trainer import Trainer
+from camox.training.validation import Validator
 from tests.conftest import fp16_accelerator
 
 
@@ -202,6 +203,29 @@ def test_a_run_stopped_in_mid_epoch_goes_on_bit_for_bit(tiny_experiment, tmp_pat
     assert numbers(run) == numbers(whole)
     ours, theirs = ({path.name: bits(path) for path in list_checkpoints(of)} for of in (run, whole))
     assert ours.keys() - theirs.keys() == {f"epoch_{(step - 1) // 4:04d}_step_{step:07d}"}
+    assert {name: ours[name] for name in theirs} == theirs
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_a_run_stopped_in_a_validation_goes_on_bit_for_bit(tiny_experiment, tmp_path, epoch, monkeypatch):
+    """A validation of thousands of images takes longer than a scheduler waits: it ends early, and is done anew."""
+    whole = train(tiny_experiment("data.batch_size=1", "data.image_size=64", output=tmp_path / "whole"))
+    experiment = tiny_experiment("data.batch_size=1", "data.image_size=64", output=tmp_path / "parts")
+    score, batches = Validator._loss, []
+
+    def score_and_signal(validator: Validator, *arguments: Any) -> Any:
+        batches.append(1)
+        if len(batches) == 8 * (epoch - 1) + 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return score(validator, *arguments)
+
+    monkeypatch.setattr(Validator, "_loss", score_and_signal)
+    with pytest.raises(TrainingPaused, match=r"SIGTERM at step \d+ .*--resume auto"):
+        train(experiment)
+    assert len(batches) == 8 * (epoch - 1) + 2  # of four for raw and four for averaged weights in each
+    run = train(experiment, resume="auto")
+    assert numbers(run) == numbers(whole)
+    ours, theirs = ({path.name: bits(path) for path in list_checkpoints(of)} for of in (run, whole))
     assert {name: ours[name] for name in theirs} == theirs
 
 
@@ -455,7 +479,7 @@ def test_an_unreadable_sample_is_named_and_too_many_end_the_run(tiny_experiment,
     noise = torch.randint(0, 255, (40, 40, 3), dtype=torch.uint8).numpy()
     for i in range(8):
         Image.fromarray(noise).save(tmp_path / "images" / f"{i}.jpg")
-        Image.fromarray(noise[..., 0]).save(tmp_path / "masks" / f"{i}.png")
+        Image.fromarray((noise[..., 0] > 128).astype("uint8") * 255).save(tmp_path / "masks" / f"{i}.png")
     broken = tmp_path / "images" / "3.jpg"
     broken.write_bytes(broken.read_bytes()[:-60])
     source = f'data.train=[{{layout="folder",images="{tmp_path}/images",masks="{tmp_path}/masks"}}]'
