@@ -148,9 +148,17 @@ class Requests:
             self._signals.save = False
         return self._agreement.exchange(*mine)
 
-    def save_later(self) -> None:
-        """Asks for a checkpoint once more, where it cannot be written now."""
-        self._signals.save = True
+    def interrupt(self) -> None:
+        """Between two batches of a validation: ends it where the run is to stop. Collective.
+
+        Raises:
+            Interrupted: it is, on all processes.
+        """
+        asked = self.ask()
+        if SAVE in asked:
+            self._signals.save = True  # once more, where it can be done
+        if STOP in asked:
+            raise Interrupted
 
 
 class Interrupted(Exception):  # noqa: N818  a request, not an error

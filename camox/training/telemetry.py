@@ -83,6 +83,16 @@ def score_values(scores: Scores) -> dict[str, Any]:
     return values
 
 
+def reference_scales(min_scale: float) -> dict[str, float]:
+    """Constants to see the fp16 loss scale beside: where a run is rolled back, and where earlier trainers of this model
+    warned and gave up. Theirs are lines to look at only: a falling scale is how overflow is met."""
+    return {
+        "amp/reference/min_scale": min_scale,
+        "amp/reference/origin_warning": 16384.0,
+        "amp/reference/origin_critical": 1024.0,
+    }
+
+
 class Clock:
     """Seconds since the last lap, and how many of them went into waiting for data."""
 

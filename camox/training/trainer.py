@@ -54,7 +54,7 @@ from camox.training.run_state import (
 from camox.training.sampler import EpochBatches
 from camox.training.schedule import Plateau, warmup_factor
 from camox.training.step import Controls
-from camox.training.telemetry import Clock, Scores, score_values
+from camox.training.telemetry import Clock, Scores, reference_scales, score_values
 from camox.training.watching import Watch
 
 
@@ -132,7 +132,7 @@ class Trainer:
         self.routing = RoutingWatch(self.network)
         self.watchdog = build_watchdog(experiment, accelerator, self.folder, self.reporter, lambda: self.at)
         self.validator = build_validator(
-            experiment, self.training_step, self.held_out, self.watchdog.beat, self._heed_stop
+            experiment, self.training_step, self.held_out, self.watchdog.beat, self.requests.interrupt
         )
         self.saver = build_saver(experiment, self.training_step, self.folder, self.reporter)
         parts: dict[str, Stateful] = {"best": self.saver, "schedule": self.plateau, "routing": self.routing}
@@ -252,14 +252,6 @@ class Trainer:
         if STOP in asked:
             self._pause()
 
-    def _heed_stop(self) -> None:
-        """Between two batches of a validation: ends it, on all ranks, where the run is to stop."""
-        asked = self.requests.ask()
-        if SAVE in asked:
-            self.requests.save_later()
-        if STOP in asked:
-            raise Interrupted
-
     def _pause(self) -> NoReturn:
         """Saves where the run is and ends it, to be resumed."""
         self._save({}, improved=False)
@@ -292,6 +284,8 @@ class Trainer:
             "stability/skipped_batches": skipped,
             "stability/rollbacks": self.recovery.rollbacks,
         }
+        if "amp/scale" in values:
+            values |= reference_scales(self.experiment.precision.min_scale)
         if self.accelerator.device.type == "cuda":
             values["memory/peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
         return values

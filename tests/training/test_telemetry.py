@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from camox.training.telemetry import Clock, score_values, training_values
+from tests.training.test_trainer import rows, train
 
 COSTS = {"texture": 1.0, "edge": 1.0, "contrast": 2.0}
 
@@ -77,6 +78,13 @@ def test_scores_are_flat_and_the_empty_images_apart():
     assert score_values({"val": summary}) == {
         "val/count": 3, "val/iou": 0.5, "val/loss": 1.0, "val/forest/iou": 0.5, "val/false_positive_area": 0.02,
     }  # fmt: skip
+
+
+def test_an_fp16_scale_is_logged_beside_what_it_must_not_fall_below(tiny_experiment):
+    scaled = [row for row in rows(train(tiny_experiment("precision.min_scale=2"), fp16=True)) if "amp/scale" in row]
+    assert {row["amp/reference/min_scale"] for row in scaled} == {2.0}
+    assert all(row["amp/scale"] >= row["amp/reference/min_scale"] for row in scaled)
+    assert scaled
 
 
 def test_the_clock_tells_waiting_from_working():
