@@ -1,0 +1,68 @@
+"""Every guard has a switch: with it on, what the guard is for is found; with it off, nothing is."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from camox.errors import DataError
+from camox.stability.guards import Finding
+from camox.training.watching import Watch
+from tests.stability.test_guards import IMAGES, report, skipped
+
+
+def after_validations(*means: float) -> Callable[[Watch], list[Finding]]:
+    def watched(watch: Watch) -> list[Finding]:
+        found = []
+        for step, mean in enumerate(means, start=1):
+            watch.after_steps([report(step, loss=1 - mean)], None)
+            found += watch.after_validation(step, list(IMAGES - IMAGES.mean() + mean), 1 - mean)
+        return found
+
+    return watched
+
+
+CASES: dict[str, tuple[Callable[[Watch], list[Finding]], str]] = {
+    "nonfinite": (lambda watch: watch.after_steps([skipped(1)], None), "skipped_step"),
+    "loss_scale": (lambda watch: watch.after_steps([report(1)], 0.5), "loss_scale"),
+    "spike": (lambda watch: watch.after_steps([report(1, taken=False, spike=True)], None), "spike"),
+    "decline": (after_validations(0.6, 0.7, 0.69, 0.67, 0.65), "decline"),
+    "explosion": (after_validations(0.6, 0.7, 0.3), "explosion"),
+}
+
+
+@pytest.mark.parametrize("guard", CASES)
+def test_on_it_finds_and_off_it_does_not(tiny_experiment, guard):
+    watched, kind = CASES[guard]
+    assert [finding.kind for finding in watched(Watch(tiny_experiment()))] == [kind]
+    assert watched(Watch(tiny_experiment(f"stability.{guard}=false"))) == []
+
+
+def test_without_the_guard_of_bad_samples_the_first_one_ends_the_run(tiny_experiment):
+    problem = "sample 3 (frog.jpg): truncated"
+    watch = Watch(tiny_experiment())
+    watch.met([problem])
+    assert [finding.kind for finding in watch.after_epoch(watch.take_problems(), 500)] == ["bad_sample"]
+    with pytest.raises(DataError, match="frog"):
+        Watch(tiny_experiment("stability.bad_samples=false")).met([problem])
+
+
+def test_the_training_loss_is_that_since_the_last_validation_and_survives_a_resume(tiny_experiment):
+    def details(watch: Watch) -> Any:
+        (finding,) = watch.after_validation(9, list(IMAGES - IMAGES.mean() + 0.3), 2.0)
+        return finding.details
+
+    watch, twin = Watch(tiny_experiment()), Watch(tiny_experiment())
+    watch.after_steps([report(1, loss=0.5)], None)
+    watch.after_validation(1, list(IMAGES - IMAGES.mean() + 0.7), 1.0)
+    watch.after_steps([report(2, loss=2.0), skipped(3, loss=float("nan")), report(4, loss=4.0)], None)
+    twin.load_state_dict(watch.state_dict())
+    assert details(watch)["training_loss"] == details(twin)["training_loss"] == 3.0
+
+
+def test_samples_of_sound_steps_are_no_suspects(tiny_experiment):
+    watch = Watch(tiny_experiment())
+    for step, samples in enumerate([[1, 2], [3, 4], [2, 5]], start=1):
+        watch.began(step, samples)
+    watch.after_steps([report(1), skipped(2), skipped(3)], None)
+    assert watch.suspects() == ({2, 3, 4, 5}, {1, 2})
