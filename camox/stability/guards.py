@@ -211,12 +211,19 @@ class Spikes:
         self._in_a_row = state["in_a_row"]
 
 
+def _finite(value: float) -> float | None:
+    """What JSON can hold."""
+    return value if math.isfinite(value) else None
+
+
 class _Scored(NamedTuple):
     """A validation."""
 
     step: int
-    loss: float
-    training_loss: float
+    loss: float | None
+    """None where it is not finite."""
+    training_loss: float | None
+    """None where it is not finite, or there was no step."""
     images: list[float]
 
     @property
@@ -224,11 +231,11 @@ class _Scored(NamedTuple):
         return float(np.mean(self.images))
 
     def costs_more(self, earlier: "_Scored", factor: float = 1.0) -> bool:
-        """Whether both losses are above the earlier ones; NaN is above all."""
-        # Negated comparisons, for NaN.
-        return not self.loss < factor * earlier.loss and not self.training_loss < earlier.training_loss
+        """Whether both losses are above the earlier ones; one that is not finite speaks for nothing else."""
+        pairs = ((self.loss, earlier.loss, factor), (self.training_loss, earlier.training_loss, 1.0))
+        return all(now is None or before is None or now >= by * before for now, before, by in pairs)
 
-    def losses(self, earlier: "_Scored") -> dict[str, float]:
+    def losses(self, earlier: "_Scored") -> dict[str, float | None]:
         return {
             "loss": self.loss,
             "loss_before": earlier.loss,
@@ -275,7 +282,7 @@ class Scores:
             return None
         self._seen += 1
         self._since_lowered += 1
-        now = _Scored(step, loss, training_loss, list(images))
+        now = _Scored(step, _finite(loss), _finite(training_loss), list(images))
         self._last = [*self._last, now][-4:]
         finding = self._exploded(now) or self._declined()
         if self._best is None or is_better(now.mean, self._best.mean, self.monitor):
@@ -326,9 +333,8 @@ class Scores:
         difference = np.subtract(earlier, later)
         if is_better(0.0, 1.0, self.monitor):
             difference = -difference
-        return float(difference.mean()), float(difference.std(ddof=1) / math.sqrt(len(difference))) if len(
-            difference
-        ) > 1 else math.inf
+        error = difference.std(ddof=1) / math.sqrt(len(difference)) if len(difference) > 1 else math.inf
+        return float(difference.mean()), float(error)
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -60,7 +60,7 @@ def _fits(accelerator: Accelerator, step: TrainingStep, batch_size: int, image_s
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(0)
-            batch = _noise(batch_size, image_size).to(device)
+            batch = _noise(batch_size, image_size, device)
             # What the optimizer will keep of every parameter from its first step on.
             moments = [torch.empty_like(p) for p in network.parameters() if p.requires_grad for _ in range(2)]
             with accelerator.autocast():
@@ -78,12 +78,12 @@ def _fits(accelerator: Accelerator, step: TrainingStep, batch_size: int, image_s
     return True
 
 
-def _noise(images: int, size: int) -> TrainBatch:
+def _noise(images: int, size: int, device: torch.device) -> TrainBatch:
     return TrainBatch(
-        images=torch.randint(0, 256, (images, 3, size, size), dtype=torch.uint8),
-        masks=torch.randint(0, 2, (images, 1, size, size), dtype=torch.uint8),
+        images=torch.randint(0, 256, (images, 3, size, size), dtype=torch.uint8, device=device),
+        masks=torch.randint(0, 2, (images, 1, size, size), dtype=torch.uint8, device=device),
         indices=torch.arange(images),
-        weights=torch.ones(images),
+        weights=torch.ones(images, device=device),
         problems=[],
     )
 

@@ -1,5 +1,6 @@
 """Every guard has a switch: with it on, what the guard is for is found; with it off, nothing is."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -58,6 +59,16 @@ def test_the_training_loss_is_that_since_the_last_validation_and_survives_a_resu
     watch.after_steps([report(2, loss=2.0), skipped(3, loss=float("nan")), report(4, loss=4.0)], None)
     twin.load_state_dict(watch.state_dict())
     assert details(watch)["training_loss"] == details(twin)["training_loss"] == 3.0
+
+
+def test_losses_that_are_not_finite_do_not_keep_a_checkpoint_from_being_written(tiny_experiment):
+    """Where all steps of an epoch were skipped there is no loss of training; NaN in a state is refused."""
+    watch = Watch(tiny_experiment())
+    watch.after_steps([skipped(1, loss=float("nan"))], None)
+    watch.after_validation(1, list(IMAGES), float("nan"))
+    state = watch.state_dict()
+    json.dumps(state, allow_nan=False)
+    Watch(tiny_experiment()).load_state_dict(state)
 
 
 def test_samples_of_sound_steps_are_no_suspects(tiny_experiment):
