@@ -96,12 +96,6 @@ def clean_run(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
 
 
 @pytest.fixture
-def clean(clean_run: Outcome) -> float:
-    """The IoU that the run reaches when nothing happens."""
-    return clean_run.iou
-
-
-@pytest.fixture
 def record(request: pytest.FixtureRequest) -> Callable[..., None]:
     """Writes what an incident's test has seen for tools/stability_page.py, as `write_record` takes it; does nothing
     unless the environment names a folder for it in CAMOX_INCIDENTS."""
@@ -150,7 +144,10 @@ def _json_ready(seen: Outcome | str) -> dict[str, Any]:
     return {"error": seen.error, "iou": seen.iou, "validations": seen.validations, "events": told}
 
 
-def train(folder: Path, *overrides: str, guards: bool = True, fp16: bool = False) -> Outcome:
+def train(
+    folder: Path, *overrides: str, guards: bool = True, fp16: bool = False, experiment: str = EXPERIMENT
+) -> Outcome:
+    """Trains an experiment, given as TOML, in this process."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
@@ -158,27 +155,26 @@ def train(folder: Path, *overrides: str, guards: bool = True, fp16: bool = False
     from camox.training.trainer import Trainer
 
     file = folder / "incident.toml"
-    file.write_text(EXPERIMENT)
+    file.write_text(experiment)
     output = folder / ("with" if guards else "without")
-    experiment = Experiment.load(file, [*overrides, *(() if guards else GUARDS_OFF)], output)
+    loaded = Experiment.load(file, [*overrides, *(() if guards else GUARDS_OFF)], output)
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
     accelerator, error = fp16_accelerator() if fp16 else Accelerator(cpu=True), ""
     try:
-        Trainer(experiment, None, accelerator).run()
+        Trainer(loaded, None, accelerator).run()
     except CamoxError as failure:
         error = str(failure)
-    outcome = outcome_of(experiment.run_folder, error)
+    outcome = outcome_of(loaded.run_folder, error)
     note(os.environ.get("PYTEST_CURRENT_TEST", "").partition(" ")[0], guards, error)
     return outcome
 
 
 def outcome_of(run: Path, error: str) -> Outcome:
     """What a run's folder tells of how it ended, with `error` or without. Of paths only the run's part is left."""
-    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    events, rows = _lines(run / "events.jsonl"), _lines(run / "metrics.jsonl")
     for event in events:
         event["message"] = event["message"].replace(f"{run}/", "")
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     names = {"iou": "val/iou", "iou_ema": "val_ema/iou"}
     validations = [
         {"step": row["step"]} | {name: row[logged] or 0.0 for name, logged in names.items() if logged in row}
@@ -193,3 +189,8 @@ def outcome_of(run: Path, error: str) -> Outcome:
 def note(test: str, guards: bool, error: str) -> None:
     """Kept for the terminal of a failed test."""
     print(f"{test}: {'with' if guards else 'without'} guards: {error or 'reached its end'}")
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    """None where a run ended before it had any."""
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
