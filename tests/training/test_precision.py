@@ -41,7 +41,7 @@ def converted(output: Maps, dtype: torch.dtype) -> Maps:
 @pytest.mark.parametrize("scale", [1.0, 1e4])
 @pytest.mark.parametrize("term", TERMS)
 def test_a_term_of_half_precision_logits_is_that_of_the_same_logits_in_fp32(term, dtype, scale):
-    """1e4 is far beyond what a network says, and near what fp16 can hold: a square, or a sum of pixels, is too large."""
+    """1e4 is far beyond what a network says, and near fp16's largest: a square, or a sum of pixels, is beyond it."""
     half = converted(maps(scale=scale), dtype)
     whole = converted(half, torch.float32)
     with autocast(dtype):
