@@ -65,8 +65,7 @@ class RunFolder:
         Args:
             experiment: what is to be run.
             resume: None for a new run; "auto" (go on where there is a checkpoint, else start), "latest", or the path
-                of a checkpoint. The first two take the newest that is intact and finite, and set aside those that
-                are not.
+                of a checkpoint. "auto" takes the newest that is intact and finite, and sets aside those that are not.
 
         Returns:
             The checkpoint to go on from, or None for a start from scratch.
@@ -220,26 +219,33 @@ class RunFolder:
         if resume is None:
             return None, {}
         if resume not in ("auto", "latest"):
-            found = resolve(resume, prefer=("latest",)).resolve()
+            given = resolve(resume, prefer=("latest",)).resolve()
             # Named as the list of this run's checkpoints names it, where it is one of them.
-            return next((path for path in list_checkpoints(self.path) if path.resolve() == found), found), {}
+            return next((path for path in list_checkpoints(self.path) if path.resolve() == given), given), {}
+        found, troubles = self._newest_sound()
+        if troubles and (found is None or resume == "latest"):
+            what = "; ".join(f"{path.name}: {trouble}" for path, trouble in troubles.items())
+            remedy = (
+                "none is intact: restore one from a copy, or start again with another experiment.name"
+                if found is None
+                else f"--resume auto sets aside what is damaged and goes on from {found}"
+            )
+            raise CheckpointError(f"--resume {resume}: damaged checkpoints in {self.path}: {what}; {remedy}")
+        if found is None and resume == "latest":
+            raise ExperimentError(
+                f"--resume latest: {self.path} has no finished checkpoint; --resume auto starts it anew"
+            )
+        return found, troubles
+
+    def _newest_sound(self) -> tuple[Path | None, dict[Path, str]]:
+        """The newest checkpoint that is intact and finite, and what is wrong with those that would come before it."""
         troubles = {path: find_trouble(path) or "" for path in list_unreadable(self.path)}
         # Not the pointer: a kill between a checkpoint's rename and the pointer's would lose an epoch.
         for checkpoint in reversed(list_checkpoints(self.path)):
             if (trouble := find_trouble(checkpoint)) is None:
                 return checkpoint, troubles
             troubles[checkpoint] = trouble
-        if troubles:
-            what = "; ".join(f"{path.name}: {trouble}" for path, trouble in troubles.items())
-            raise CheckpointError(
-                f"--resume {resume}: every checkpoint in {self.path} is damaged ({what}). Restore one from a copy, or "
-                "start again with another experiment.name"
-            )
-        if resume == "latest":
-            raise ExperimentError(
-                f"--resume latest: {self.path} has no finished checkpoint; --resume auto starts it anew"
-            )
-        return None, {}
+        return None, troubles
 
 
 def outcome(error: BaseException | None, rank: int = 0) -> tuple[int, str]:
