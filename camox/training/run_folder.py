@@ -70,7 +70,8 @@ class RunFolder:
         Returns:
             The checkpoint to go on from, or None for a start from scratch.
         """
-        if resume == "latest" and not self.path.exists():
+        # Not `Path.exists`, which raises for a name that is too long to exist.
+        if resume == "latest" and not os.path.exists(self.path):
             raise ExperimentError(f"--resume latest: there is no run at {self.path}; start it without --resume")
         self._acquire()
         try:
@@ -194,7 +195,9 @@ class RunFolder:
     def _acquire(self) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / ".lock").open("w")
+            # For reading too, or a pipe that somebody left there would be waited for.
+            lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+            self._lock = os.fdopen(lock, "w")
         except OSError as error:
             raise ExperimentError(
                 f"the run's folder {self.path} cannot be written ({error.strerror}): choose another place with --output"
