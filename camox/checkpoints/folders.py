@@ -34,6 +34,16 @@ def list_checkpoints(run: str | Path) -> list[Path]:
     return finished_in(Path(run) / CHECKPOINTS)
 
 
+def list_unreadable(run: str | Path) -> list[Path]:
+    """What is named as training names checkpoints and is none: its manifest is missing or damaged.
+
+    No interrupted save leaves such a folder: it happened afterwards.
+    """
+    folder = Path(run) / CHECKPOINTS
+    known = list_checkpoints(run)
+    return sorted(path for path in folder.glob("epoch_*") if path.is_dir() and path not in known)
+
+
 def set_pointer(run: str | Path, pointer: str, name: str) -> None:
     """Let `latest` or `best` name a checkpoint. Atomic: a reader sees the old name or the new one."""
     assert pointer in POINTERS, pointer

@@ -27,6 +27,7 @@ from camox.checkpoints.folders import (
     clean_leftovers,
     is_better,
     list_checkpoints,
+    list_unreadable,
     rank_checkpoints,
     read_pointer,
     resolve,
@@ -39,6 +40,7 @@ from camox.checkpoints.manifest import (
     REPLACED_PREFIX,
     FileRecord,
     Manifest,
+    find_defects,
     is_checkpoint,
     is_plain_name,
     read_manifest,
@@ -56,8 +58,10 @@ __all__ = [
     "Checkpoint",
     "NotFinite",
     "clean_leftovers",
+    "find_trouble",
     "is_better",
     "list_checkpoints",
+    "list_unreadable",
     "rank_checkpoints",
     "read_checkpoint",
     "read_pointer",
@@ -140,15 +144,26 @@ def read_checkpoint(path: str | Path, verify: bool = True) -> Checkpoint:
     if not verify:
         return Checkpoint(path, read_manifest(path))
     checkpoint = Checkpoint(path, verify_files(path))
-    names = []
-    for stem in checkpoint.stems:
-        report = scan_file(path / f"{stem}.safetensors")
-        names += [f"{stem}/{tensor.name}" for tensor in report.tensors if not tensor.is_finite]
-    if names:
+    if names := _stored_not_finite(checkpoint):
         clean = last_clean(path.parent) if path.parent.name == CHECKPOINTS else None
         advice = f"The last clean checkpoint is {clean}." if clean else "No other checkpoint beside it is clean."
         raise NotFinite(f"{path}: NaN or Inf in {_some(names)}. {advice}", names)
     return checkpoint
+
+
+def find_trouble(folder: Path) -> str | None:
+    """Why a checkpoint cannot be used, None where it is whole and finite. Costs what `read_checkpoint` does."""
+    try:
+        manifest = read_manifest(folder)
+    except CheckpointError:
+        return f"{MANIFEST} is missing or damaged"
+    if defects := find_defects(folder, manifest):
+        return "; ".join(defects)
+    try:
+        names = _stored_not_finite(Checkpoint(folder, manifest))
+    except CheckpointError as error:
+        return str(error)
+    return f"NaN or Inf in {_some(names)}" if names else None
 
 
 def write_checkpoint(
@@ -260,6 +275,12 @@ def _refuse_not_finite(name: str, tensors: TensorGroups, tables: Mapping[str, Ma
         names += [f"{table}: {key}" for key in _keys_not_finite(content)]
     if names:
         raise NotFinite(f"checkpoint {name} is not saved: NaN or Inf in {_some(names)}", names)
+
+
+def _stored_not_finite(checkpoint: Checkpoint) -> list[str]:
+    """Names of the tensors in a checkpoint's files that hold NaN or Inf; CheckpointError for a file that is none."""
+    reports = {stem: scan_file(checkpoint.path / f"{stem}.safetensors") for stem in checkpoint.stems}
+    return [f"{stem}/{tensor.name}" for stem, report in reports.items() for tensor in report.bad]
 
 
 def _names_not_finite(group: Mapping[str, torch.Tensor]) -> list[str]:

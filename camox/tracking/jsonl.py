@@ -1,5 +1,6 @@
 """Line-by-line JSON files that survive being killed: one complete object per line, always valid JSON."""
 
+import errno
 import json
 import math
 import os
@@ -7,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from camox.errors import ExperimentError
+from camox.errors import ExperimentError, TrainingStopped
 
 
 class JsonLines:
-    """Appends objects to a file, one line each, and flushes each line to the operating system.
+    """Appends objects to a file, one line each, each handed to the operating system at once.
 
     Args:
         path: The file; its folder is made if missing.
@@ -23,12 +24,27 @@ class JsonLines:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         _cut(self.path, last_step)
-        self._file = self.path.open("a", encoding="utf-8")
+        # Unbuffered: what a full disk refused would be tried again on closing, and raise there.
+        self._file = self.path.open("ab", buffering=0)
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Write one object. Raises ValueError, and writes nothing, for NaN or Inf: JSON cannot hold them."""
-        self._file.write(json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n")
-        self._file.flush()
+        """Write one object.
+
+        Raises:
+            ValueError: it holds NaN or Inf, which JSON does not; nothing is written.
+            TrainingStopped: the disk refuses; the file is as it was.
+        """
+        line = (json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n").encode()
+        size = os.fstat(self._file.fileno()).st_size
+        try:
+            if self._file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            os.ftruncate(self._file.fileno(), size)
+            raise TrainingStopped(
+                f"{self.path}: cannot be written ({error.strerror}): free space on that disk or look at its "
+                "permissions, then go on from the last checkpoint with --resume auto"
+            ) from error
 
     def close(self) -> None:
         """Close the file; a second call does nothing."""

@@ -1,8 +1,10 @@
 """What a run says while it goes on: to the console, to events.jsonl, and to the trackers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+from camox.errors import TrainingStopped
 from camox.experiment import Experiment, ResolvedPhase
 from camox.tracking.console import Console
 from camox.tracking.events import EventLog, Severity
@@ -26,6 +28,7 @@ class Reporter:
         self.console = Console(active=active)
         self._events: EventLog | None = None
         self._trackers = Trackers([])
+        self._is_refused = False
 
     def open(self, experiment: Experiment, at: Position) -> None:
         """Opens the files of the run's folder, and Weights & Biases if it is wanted, for a run that goes on from `at`.
@@ -62,13 +65,25 @@ class Reporter:
         """Keeps an event; warnings are shown too."""
         if self._events is None:
             return
-        self._events.append(kind, message, step=at.step, epoch=at.epoch, severity=severity, details=details)
+        with self._once_refused():
+            self._events.append(kind, message, step=at.step, epoch=at.epoch, severity=severity, details=details)
         if severity == "warning":
             self.console.warning(message)
 
     def log(self, values: Mapping[str, Any], step: int, epoch: int, phase: str) -> None:
         """Hands the numbers of a step to the trackers."""
-        self._trackers.log(values, step=step, epoch=epoch, phase=phase)
+        with self._once_refused():
+            self._trackers.log(values, step=step, epoch=epoch, phase=phase)
+
+    @contextmanager
+    def _once_refused(self) -> Iterator[None]:
+        """A full disk ends the run by the first line that it refuses; what is said of that end must not fail too."""
+        try:
+            yield
+        except TrainingStopped:
+            if not self._is_refused:
+                self._is_refused = True
+                raise
 
     def saved(self, saved: Saved) -> None:
         """Tells of a checkpoint that is safe."""

@@ -129,8 +129,9 @@ class RoutingWatch:
         if self.network.learns_routing:
             probe = np.linspace(0, len(images.indices) - 1, min(PROBE_IMAGES, len(images.indices))).round().astype(int)
             choices = images.selected[probe]
-            if stride in self._probe:
-                measures["churn"] = churn(self._probe[stride], choices)
+            before = self._probe.get(stride)
+            if before is not None and before.shape == choices.shape:  # data may have been added since a resumed start
+                measures["churn"] = churn(before, choices)
             self._probe[stride] = choices
         return measures
 

@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from camox.checkpoints.manifest import read_manifest
-from camox.checkpoints.store import clean_leftovers, list_checkpoints, read_checkpoint, resolve, set_pointer
+from camox.checkpoints.store import (
+    clean_leftovers,
+    find_trouble,
+    list_checkpoints,
+    list_unreadable,
+    resolve,
+    set_pointer,
+)
 from camox.errors import CamoxError, CheckpointError, ExperimentError
 from camox.experiment import Experiment
 from camox.stability.watchdog import MEETING_FOLDER
@@ -34,18 +41,22 @@ _FREE = {
     "stability.stall_seconds",
 }
 _FREE_TABLE = "tracking"
+_PARTIAL = ".partial"
 
 
 class RunFolder:
     """The folder `output/name` of one run, locked while it runs (the lock ends with the process, however it ends).
 
+    `damaged` says of each checkpoint that was passed over on opening what is wrong with it and where it is now.
+
     Raises:
         ExperimentError: it is in use, holds another run, or there is nothing to resume.
-        CheckpointError: the checkpoint to resume from cannot be found.
+        CheckpointError: the checkpoint to resume from cannot be found, or all that there are are damaged.
     """
 
     def __init__(self, path: Path):
         self.path = path
+        self.damaged: list[str] = []
         self._lock: IO[str] | None = None
 
     def open(self, experiment: Experiment, resume: str | None) -> Path | None:
@@ -54,12 +65,13 @@ class RunFolder:
         Args:
             experiment: what is to be run.
             resume: None for a new run; "auto" (go on where there is a checkpoint, else start), "latest", or the path
-                of a checkpoint.
+                of a checkpoint. "auto" takes the newest that is intact and finite, and sets aside those that are not.
 
         Returns:
             The checkpoint to go on from, or None for a start from scratch.
         """
-        if resume == "latest" and not self.path.exists():
+        # Not `Path.exists`, which raises for a name that is too long to exist.
+        if resume == "latest" and not os.path.exists(self.path):
             raise ExperimentError(f"--resume latest: there is no run at {self.path}; start it without --resume")
         self._acquire()
         try:
@@ -76,13 +88,9 @@ class RunFolder:
     def last_sound(self, step: int) -> Path | None:
         """The newest checkpoint that is intact, finite and from step `step` or before, None where there is none."""
         for checkpoint in reversed(list_checkpoints(self.path)):
-            if read_manifest(checkpoint).step > step:
-                continue
-            try:
-                read_checkpoint(checkpoint)
-            except CheckpointError:
-                continue  # damaged since it was written: `camox inspect` says how
-            return checkpoint
+            # Damaged since it was written: `camox inspect` says how.
+            if read_manifest(checkpoint).step <= step and find_trouble(checkpoint) is None:
+                return checkpoint
         return None
 
     def note_recovery(self, books: Mapping[str, Any]) -> None:
@@ -108,9 +116,12 @@ class RunFolder:
         """Moves the checkpoints that came after one of this run (None: all) to `abandoned/`, whole."""
         ours = list_checkpoints(self.path)
         for newer in ours if checkpoint is None else ours[ours.index(checkpoint) + 1 :]:
-            aside = self.path / "abandoned" / f"{newer.name}-{time.time_ns()}"
-            aside.parent.mkdir(exist_ok=True)
-            newer.rename(aside)
+            self._set_aside(newer)
+
+    def _set_aside(self, checkpoint: Path) -> Path:
+        aside = self.path / "abandoned" / f"{checkpoint.name}-{time.time_ns()}"
+        aside.parent.mkdir(exist_ok=True)
+        return checkpoint.rename(aside)
 
     def go_on_from(self, checkpoint: Path, best: str | None) -> None:
         """Makes `checkpoint` the newest of the run: what came after it is set aside, the pointers follow.
@@ -157,16 +168,23 @@ class RunFolder:
                 "or choose another place with --output or experiment.name"
             )
         clean_leftovers(self.path)
-        checkpoint = self._find(resume)
+        checkpoint, troubles = self._find(resume)
         if holds_run:
             _refuse_other_run(before, experiment)
         if checkpoint is not None and (origin := checkpoint.parents[1] / EXPERIMENT_FILE) != before and origin.exists():
             _refuse_other_run(origin, experiment)
         try:
+            for left in self.path.glob(f".*{_PARTIAL}"):  # of a run that was killed while it wrote one
+                left.unlink()
             _write(before, experiment.to_toml())
             _write_json(self.path / "environment.json", describe_environment(experiment.experiment.seed))
             (self.path / "exit.json").unlink(missing_ok=True)
             shutil.rmtree(self.path / MEETING_FOLDER, ignore_errors=True)
+            self.damaged = [
+                f"{path} is damaged: {trouble}. It is set aside as {self._set_aside(path)}; the run goes on from "
+                f"{checkpoint}"
+                for path, trouble in troubles.items()
+            ]
         except OSError as error:
             raise ExperimentError(
                 f"{error.filename2 or error.filename}: cannot be written ({error.strerror}): remove what stands there, "
@@ -177,7 +195,9 @@ class RunFolder:
     def _acquire(self) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / ".lock").open("w")
+            # For reading too, or a pipe that somebody left there would be waited for.
+            lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+            self._lock = os.fdopen(lock, "w")
         except OSError as error:
             raise ExperimentError(
                 f"the run's folder {self.path} cannot be written ({error.strerror}): choose another place with --output"
@@ -197,20 +217,38 @@ class RunFolder:
             self._lock.close()
             self._lock = None
 
-    def _find(self, resume: str | None) -> Path | None:
+    def _find(self, resume: str | None) -> tuple[Path | None, dict[Path, str]]:
+        """The checkpoint to go on from, and what is wrong with those that it is taken instead of."""
         if resume is None:
-            return None
+            return None, {}
         if resume not in ("auto", "latest"):
-            found = resolve(resume, prefer=("latest",)).resolve()
+            given = resolve(resume, prefer=("latest",)).resolve()
             # Named as the list of this run's checkpoints names it, where it is one of them.
-            return next((path for path in list_checkpoints(self.path) if path.resolve() == found), found)
-        # Not the pointer: a kill between a checkpoint's rename and the pointer's would lose an epoch.
-        newest = list_checkpoints(self.path)[-1:]
-        if not newest and resume == "latest":
+            return next((path for path in list_checkpoints(self.path) if path.resolve() == given), given), {}
+        found, troubles = self._newest_sound()
+        if troubles and (found is None or resume == "latest"):
+            what = "; ".join(f"{path.name}: {trouble}" for path, trouble in troubles.items())
+            remedy = (
+                "none is intact: restore one from a copy, or start again with another experiment.name"
+                if found is None
+                else f"--resume auto sets aside what is damaged and goes on from {found}"
+            )
+            raise CheckpointError(f"--resume {resume}: damaged checkpoints in {self.path}: {what}; {remedy}")
+        if found is None and resume == "latest":
             raise ExperimentError(
                 f"--resume latest: {self.path} has no finished checkpoint; --resume auto starts it anew"
             )
-        return newest[0] if newest else None
+        return found, troubles
+
+    def _newest_sound(self) -> tuple[Path | None, dict[Path, str]]:
+        """The newest checkpoint that is intact and finite, and what is wrong with those that would come before it."""
+        troubles = {path: find_trouble(path) or "" for path in list_unreadable(self.path)}
+        # Not the pointer: a kill between a checkpoint's rename and the pointer's would lose an epoch.
+        for checkpoint in reversed(list_checkpoints(self.path)):
+            if (trouble := find_trouble(checkpoint)) is None:
+                return checkpoint, troubles
+            troubles[checkpoint] = trouble
+        return None, troubles
 
 
 def outcome(error: BaseException | None, rank: int = 0) -> tuple[int, str]:
@@ -255,6 +293,9 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def _write(path: Path, text: str) -> None:
     # Processes that fail together write exit.json together.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)  # renamed away if all went well

@@ -148,6 +148,8 @@ class Trainer:
         self.reporter.open(self.experiment, self.at)
         kind = "resume" if self.at.step else "start"
         self._event(kind, f"{kind} at epoch {self.at.epoch}, step {self.at.step}", severity="info")
+        for message in self.folder.damaged:
+            self._event("damaged_checkpoint", message)
 
     # ---- the loop
 

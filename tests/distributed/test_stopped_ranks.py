@@ -1,6 +1,7 @@
 """A signal that reaches one of two processes stops both at the same step, and the run goes on bit for bit."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,16 @@ pytestmark = pytest.mark.distributed
 EXPERIMENT = TINY_EXPERIMENT.replace("batch_size = 4", "batch_size = 1").replace("image_size = 32", "image_size = 64")
 
 
+def assert_resumes_as(whole: Path, parts: Path, file: Path) -> None:
+    """Goes on with the run in `parts` on two ranks: its numbers and checkpoints are those of the one in `whole`."""
+    done = launch("camox/train.py", str(file), "--resume", "auto", "--output", str(parts.parent))
+    assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
+    assert numbers(parts) == numbers(whole)
+    theirs = {path.name: bits(path) for path in list_checkpoints(whole)}
+    ours = {path.name: bits(path) for path in list_checkpoints(parts)}
+    assert {name: ours[name] for name in theirs} == theirs
+
+
 def test_a_signal_to_one_rank_stops_both_and_the_resumed_run_is_the_same(tmp_path):
     """Each rank has its own running statistics, random numbers and half-summed meters in mid-epoch."""
     file = tmp_path / "tiny.toml"
@@ -26,12 +37,7 @@ def test_a_signal_to_one_rank_stops_both_and_the_resumed_run_is_the_same(tmp_pat
     assert [path.name for path in list_checkpoints(parts)] == ["epoch_0000_step_0000002"]  # heard a step later
     assert json.loads((parts / "exit.json").read_text())["code"] == 4
 
-    done = launch("camox/train.py", str(file), "--resume", "auto", "--output", str(parts.parent))
-    assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
-    assert numbers(parts) == numbers(whole)
-    theirs = {path.name: bits(path) for path in list_checkpoints(whole)}
-    ours = {path.name: bits(path) for path in list_checkpoints(parts)}
-    assert {name: ours[name] for name in theirs} == theirs
+    assert_resumes_as(whole, parts, file)
 
 
 @pytest.mark.slow
@@ -44,12 +50,7 @@ def test_a_signal_to_one_rank_in_a_validation_ends_it_on_both(tmp_path):
     (stopped,) = list_checkpoints(parts)
     assert stopped.name.startswith("epoch_0000_step_")
 
-    done = launch("camox/train.py", str(file), "--resume", "auto", "--output", str(parts.parent))
-    assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
-    assert numbers(parts) == numbers(whole)
-    theirs = {path.name: bits(path) for path in list_checkpoints(whole)}
-    ours = {path.name: bits(path) for path in list_checkpoints(parts)}
-    assert {name: ours[name] for name in theirs} == theirs
+    assert_resumes_as(whole, parts, file)
 
 
 def test_a_run_goes_on_with_another_number_of_processes_and_says_what_differs(tmp_path):

@@ -12,6 +12,14 @@ from camox.errors import ExperimentError
 from camox.training.run_folder import RunFolder, outcome
 
 
+def test_a_name_that_is_too_long_to_be_a_folder_is_one_message(tiny_experiment, tmp_path):
+    folder = RunFolder(tmp_path / ("x" * 300))
+    with pytest.raises(ExperimentError, match="there is no run at"):
+        folder.open(tiny_experiment(), "latest")
+    with pytest.raises(ExperimentError, match="cannot be written"):
+        folder.open(tiny_experiment(), None)
+
+
 def test_a_folder_in_use_by_another_process_is_refused_and_free_when_that_is_killed(tiny_experiment, tmp_path):
     experiment = tiny_experiment()
     holder = textwrap.dedent(
