@@ -52,9 +52,14 @@ def markdown_table(results: Mapping[str, Any]) -> str:
         "| | incident | without | with | what camox did | without trouble |",
         "|---|---|---|---|---|---|",
     ]
-    for record in results["incidents"]:
+    told = [(record["number"], record["title"], record["with"].get("told")) for record in results["incidents"]]
+    for record, this in zip(results["incidents"], told, strict=True):
+        first = this[2] is None or told.index(this) == results["incidents"].index(record)
+        if not first:
+            continue
+        times = f"{told.count(this)} × " if this[2] is not None and told.count(this) > 1 else ""
         clean = f"{record['clean']['iou']:.3f}" if "clean" in record else "–"
-        cells = [_end(record["without"]), _end(record["with"]), _acts(record["with"]), clean]
+        cells = [_end(record["without"]), times + _end(record["with"]), _acts(record["with"]), clean]
         rows.append(f"| {record['number']} | {record['title']} | {' | '.join(map(_cell, cells))} |")
     return "\n".join(rows)
 

@@ -4,7 +4,7 @@ import pytest
 
 from camox.checkpoints.folders import resolve
 from camox.checkpoints.store import read_checkpoint
-from tests.incidents.conftest import Outcome
+from tests.incidents.records import Outcome
 
 LONG = ("ema.decay=0.9999", "ema.warmup=false")
 

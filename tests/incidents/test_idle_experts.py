@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from tests.distributed.test_two_ranks import ROOT, launch
-from tests.incidents.conftest import EXPERIMENT, Outcome, outcome_of, train
+from tests.incidents.conftest import EXPERIMENT, train
+from tests.incidents.records import Outcome, outcome_of
 from tests.incidents.test_incidents import lost, survived
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]

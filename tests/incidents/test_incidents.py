@@ -10,7 +10,8 @@ import torch
 from camox.data.loading import TrainSet
 from camox.training.step import TOTAL, TrainingStep
 from camox.training.trainer import Trainer
-from tests.incidents.conftest import Outcome, train
+from tests.incidents.conftest import train
+from tests.incidents.records import Outcome
 
 STEPS = 7
 """In an epoch."""

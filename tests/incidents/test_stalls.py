@@ -9,7 +9,8 @@ import psutil
 import pytest
 
 from tests.distributed.test_two_ranks import LAUNCH, ROOT, launch
-from tests.incidents.conftest import EXPERIMENT, Outcome, outcome_of
+from tests.incidents.conftest import EXPERIMENT
+from tests.incidents.records import Outcome, outcome_of
 from tests.incidents.test_incidents import lost, survived
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
