@@ -111,7 +111,7 @@ class RoutingWatch:
         early = step < LEARNING_STEPS or any(router.noise_share > 0 for router in routers)
         collapsed = self._verdict.update(signs, early)
         collapses = [
-            _collapse(stride, row, signs[stride], of_scale[stride], is_uniform(of_scale[stride], len(self.costs)))
+            _collapse(stride, row, signs[stride], of_scale[stride], len(self.costs))
             for stride, row in collapsed.items()
         ]
         return values | {"val/router/collapsed": float(len(self._verdict.collapsed))}, collapses
@@ -148,8 +148,9 @@ class RoutingWatch:
 
 
 def _collapse(
-    stride: int, in_a_row: int, signs: Mapping[str, str], measures: Mapping[str, float], uniform: bool
+    stride: int, in_a_row: int, signs: Mapping[str, str], measures: Mapping[str, float], experts: int
 ) -> Collapse:
+    uniform = "uninformed" in signs and is_uniform(measures, experts)
     remedies = "; or ".join(dict.fromkeys(WHAT_TO_DO[sign] for sign in (["uninformed"] if uniform else signs)))
     message = (
         f"the router at stride {stride} has collapsed, for {in_a_row} evaluations in a row: "

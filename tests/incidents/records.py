@@ -15,9 +15,12 @@ class Outcome(NamedTuple):
     error: str
     """What ended it, empty where it reached its last epoch."""
     events: list[dict[str, Any]]
-    validations: list[dict[str, float]]
-    """Of each validation "step", "iou" of the raw weights and "iou_ema" of their average, where there is one; NaN is
-    0."""
+    validations: list[dict[str, Any]]
+    """Of each validation "step", "iou" of the raw weights and "iou_ema" of their average, where there is one, NaN being
+    0; and the measures of the first scale's router under "router"."""
+
+    measured: str = ""
+    """What else was measured, in words."""
 
     @property
     def kinds(self) -> list[str]:
@@ -31,7 +34,8 @@ def outcome_of(run: Path, error: str) -> Outcome:
         event["message"] = event["message"].replace(f"{run}/", "")
     names = {"iou": "val/iou", "iou_ema": "val_ema/iou"}
     validations = [
-        {"step": row["step"]} | {name: row[logged] or 0.0 for name, logged in names.items() if logged in row}
+        {"step": row["step"], "router": _router(row)}
+        | {name: row[logged] or 0.0 for name, logged in names.items() if logged in row}
         for row in rows
         if "val/iou" in row
     ]
@@ -79,7 +83,14 @@ def _json_ready(seen: Outcome | str) -> dict[str, Any]:
         for event in seen.events
         if event["severity"] != "info"
     ]
-    return {"error": seen.error, "iou": seen.iou, "validations": seen.validations, "events": told}
+    scores = [{name: value for name, value in row.items() if name != "router"} for row in seen.validations]
+    return {"error": seen.error, "iou": seen.iou, "measured": seen.measured, "validations": scores, "events": told}
+
+
+def _router(row: dict[str, Any]) -> dict[str, Any]:
+    places = [name.rpartition("/")[0] for name in row if name.startswith("val/router/") and name.endswith("/entropy")]
+    start = f"{places[0]}/" if places else "none"
+    return {name.removeprefix(start): value for name, value in row.items() if name.startswith(start)}
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
