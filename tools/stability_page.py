@@ -10,6 +10,7 @@ Records of incidents that a folder does not have are kept as they are in the JSO
 import argparse
 import json
 import sys
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -68,8 +69,7 @@ def _end(seen: Mapping[str, Any]) -> str:
     if "told" in seen:
         return str(seen["told"])
     if seen["error"]:
-        first = seen["error"].split("; ")[0]
-        return first if len(first) <= 160 else f"{first[:159]}…"
+        return textwrap.shorten(seen["error"].split("; ")[0], 90, placeholder=" …")
     return f"IoU {seen['iou']:.3f}" + (f", {seen['measured']}" if seen.get("measured") else "")
 
 

@@ -19,7 +19,7 @@ def test_an_average_that_remembers_the_random_start(run_tiny, clean_run, record,
     assert outcome.validations[-1]["iou"] >= clean_run.iou - 0.05
 
     told = " ".join(capfd.readouterr().err.split())
-    assert "ema.decay = 0.9999 has a half-life of 6931 steps, but the run at most 56" in told
+    assert "ema.decay = 0.9999 has a half-life of 6931 steps, but the run at most 64" in told
     best = read_checkpoint(resolve(run, ("best",))).state["best"]
     assert best["weights"] == "raw"
     assert best["score"] >= clean_run.iou - 0.05

@@ -91,13 +91,14 @@ def test_routers_that_come_to_use_one_pair(run_tiny, undisturbed, record):
     assert "router_collapse" in outcome.kinds
     assert "the balance bias moves four times as fast" in acts(outcome)
     assert not any("one_pair" in signs for signs in signs_of(outcome)[-2:])
-    shares = [f"one pair in {of.validations[-1]['router']['pair_share']:.0%} of decisions" for of in (without, outcome)]
+    shown = [showing("pair_share", "one pair in {:.0%} of decisions", of) for of in (without, outcome)]
     record(
         8,
         "Routers that come to use one pair of experts",
-        without=without._replace(measured=shares[0]),
-        with_guards=outcome._replace(measured=shares[1]),
+        without=shown[0],
+        with_guards=shown[1],
         clean=undisturbed,
+        plotted="share of the commonest pair",
     )
 
 
@@ -111,14 +112,22 @@ def test_routers_that_come_to_prefer_nothing(run_tiny, undisturbed, record):
     assert "router_collapse" in outcome.kinds
     assert "the routers' learning rate × 4" in acts(outcome)
     assert not any("uninformed" in signs for signs in signs_of(outcome)[-2:])
-    told = [f"choices tell {of.validations[-1]['router']['mutual_information']:.4f} nat" for of in (without, outcome)]
+    shown = [showing("mutual_information", "choices tell {:.4f} nat", of) for of in (without, outcome)]
     record(
         8,
         "Routers that come to prefer nothing",
-        without=without._replace(measured=told[0]),
-        with_guards=outcome._replace(measured=told[1]),
+        without=shown[0],
+        with_guards=shown[1],
         clean=undisturbed,
+        plotted="what choices tell, nat",
     )
+
+
+def showing(measure: str, words: str, outcome: Outcome) -> Outcome:
+    """The outcome with a measure of the router in the place of the score."""
+    values = [row["router"][measure] for row in outcome.validations]
+    rows = [row | {"plotted": value} for row, value in zip(outcome.validations, values, strict=True)]
+    return outcome._replace(measured=words.format(values[-1]), validations=rows)
 
 
 def acts(outcome: Outcome) -> str:
