@@ -48,9 +48,9 @@ def join_records(folder: Path, earlier: Mapping[str, Any] | None) -> dict[str, A
 
 
 def markdown_table(results: Mapping[str, Any]) -> str:
-    """A row for each record: the incident, how the run ended without guards and with them, and what was done."""
+    """A row for each record, but for equal sentences one: how the run ended without guards and with them, its events."""
     rows = [
-        "| | incident | without | with | what camox did | without trouble |",
+        "| | incident | without guards | with guards | events | clean run |",
         "|---|---|---|---|---|---|",
     ]
     told = [(record["number"], record["title"], record["with"].get("told")) for record in results["incidents"]]
@@ -70,7 +70,7 @@ def _end(seen: Mapping[str, Any]) -> str:
         return str(seen["told"])
     if seen["error"]:
         return textwrap.shorten(seen["error"].split("; ")[0], 90, placeholder=" …")
-    return f"IoU {seen['iou']:.3f}" + (f", {seen['measured']}" if seen.get("measured") else "")
+    return f"IoU {seen['iou']:.3f}" + (f" {seen['measured']}" if seen.get("measured") else "")
 
 
 def _acts(seen: Mapping[str, Any]) -> str:

@@ -96,7 +96,7 @@ def test_routers_that_come_to_use_one_pair(run_tiny, undisturbed, record):
     assert "router_collapse" in outcome.kinds
     assert "the balance bias moves four times as fast" in acts(outcome)
     assert not collapsed_at_end(outcome), signs_of(outcome)
-    shown = [showing("pair_share", "one pair in {:.0%} of decisions", of) for of in (without, outcome)]
+    shown = [showing("pair_share", "with one pair in {:.0%} of decisions", of) for of in (without, outcome)]
     record(
         8,
         "Routers that come to use one pair of experts",
@@ -117,7 +117,7 @@ def test_routers_that_come_to_prefer_nothing(run_tiny, undisturbed, record):
     assert "router_collapse" in outcome.kinds
     assert "the routers' learning rate × 4" in acts(outcome)
     assert not any("uninformed" in signs for signs in signs_of(outcome)[-2:])
-    shown = [showing("mutual_information", "choices tell {:.4f} nat", of) for of in (without, outcome)]
+    shown = [showing("mutual_information", "where choices tell {:.4f} nat", of) for of in (without, outcome)]
     record(
         8,
         "Routers that come to prefer nothing",
