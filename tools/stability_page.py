@@ -48,7 +48,7 @@ def join_records(folder: Path, earlier: Mapping[str, Any] | None) -> dict[str, A
 
 
 def markdown_table(results: Mapping[str, Any]) -> str:
-    """A row for each record, but for equal sentences one: how the run ended without guards and with them, its events."""
+    """A row for each record, equal sentences being one: how the run ended without guards and with them, its events."""
     rows = [
         "| | incident | without guards | with guards | events | clean run |",
         "|---|---|---|---|---|---|",

@@ -28,14 +28,14 @@ SETTINGS = (
     "schedule.name=constant",
     # As many images as an epoch has, and a bias that is faster by as much: the run is that short.
     "model.moe.balance.window_images=64",
-    "model.moe.balance.bias_rate=0.2",
+    "model.moe.balance.bias_rate=0.27",
     # The loss that asks for balance undoes in one epoch what is done to the few weights of these routers.
     "model.moe.balance.coefficient=0",
     "ema.enabled=false",
 )
 SOUND_STEPS = 28
 """Before the trouble; and those after which routers are judged, 500 in a run of usual length."""
-DRIVEN_STEPS = 20
+DRIVEN_STEPS = 28
 
 
 @contextmanager
