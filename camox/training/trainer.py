@@ -213,7 +213,7 @@ class Trainer:
         progress.start_epoch(phase.name, at.epoch + 1, steps)
         clock = Clock()
         batches = iter(self.loader)
-        done = at.batch // phase.accumulate
+        done = -(-at.batch // phase.accumulate)  # upwards: an epoch's last window may be shorter
         # Validation reads what the last step has set, and that step may have been taken before a resume.
         self.network.anneal_routing_noise(self._controls(at.epoch + done / steps, at.step).noise_share)
         for number in range(done, steps):
