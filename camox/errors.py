@@ -38,7 +38,15 @@ class TrainingStopped(CamoxError):  # noqa: N818  an outcome, not always a failu
     exit_code = 3
 
 
+class OutOfMemory(TrainingStopped):
+    """The device's memory is full. Like bad data, one process may meet it alone."""
+
+
 class TrainingPaused(CamoxError):  # noqa: N818  an outcome, not a failure
     """Training was asked to stop early and saved its state; `--resume auto` goes on."""
 
     exit_code = 4
+
+
+MET_ALONE = (DataError, OutOfMemory)
+"""What one of several processes may meet while the others know nothing of it: that one has to tell."""

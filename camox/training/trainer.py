@@ -14,7 +14,15 @@ from accelerate.utils import gather_object, set_seed
 from camox.checkpoints.store import Checkpoint, list_checkpoints
 from camox.data.loading import TrainBatch
 from camox.data.sources import open_sources
-from camox.errors import CheckpointError, DataError, NotFinite, TrainingPaused, TrainingStopped
+from camox.errors import (
+    MET_ALONE,
+    CheckpointError,
+    DataError,
+    NotFinite,
+    OutOfMemory,
+    TrainingPaused,
+    TrainingStopped,
+)
 from camox.experiment import Experiment, ResolvedPhase
 from camox.inference.evaluation import evaluate
 from camox.models.backbone import STRIDES
@@ -104,7 +112,7 @@ class Trainer:
                 # Left to the interpreter's end, the threads of gloo abort the process now and then.
                 self.accelerator.end_training()
             except torch.OutOfMemoryError as error:
-                failure = self._stop("memory", out_of_memory(self.experiment))
+                failure = OutOfMemory(str(self._stop("memory", out_of_memory(self.experiment))))
                 self._close(failure)
                 raise failure from error
             except BaseException as error:
@@ -459,8 +467,8 @@ class Trainer:
             vars(self).pop(loader, None)
         self._event("end", reason, severity="info" if code == 0 else "error", details={"code": code})
         self.reporter.close()
-        # An unreadable sample, or a bug, may be met by one process alone; the others only see it go.
-        if self.accelerator.is_main_process or isinstance(error, DataError) or code == 1:
+        # Such an error, or a bug, may be met by one process alone; the others only see it go.
+        if self.accelerator.is_main_process or isinstance(error, MET_ALONE) or code == 1:
             try:
                 self.folder.close(code, reason)
             except OSError as failure:  # a full disk: the error itself matters more
