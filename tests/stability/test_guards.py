@@ -149,6 +149,13 @@ def test_less_than_half_of_the_best_is_an_explosion():
     assert (last.proposal, last.kind, last.sound_until) == ("roll_back", "explosion", 200)
 
 
+def test_on_a_plateau_an_explosion_goes_back_to_its_end_and_not_to_the_best():
+    """Of a best that is long gone there may be no checkpoint any more, and the whole run would begin anew."""
+    *_, last = validations(0.6, 0.7, *20 * [0.69], 0.5, 0.3, decline=False)
+    assert last is not None
+    assert (last.kind, last.sound_until) == ("explosion", 2200)
+
+
 def test_a_measure_that_falls_alone_while_the_loss_does_too_is_a_model_that_has_hardly_begun():
     *before, dip = validations(0.2, 0.21, 0.07, losses=(1.55, 1.53, 1.50))
     assert before == [None] * 2
