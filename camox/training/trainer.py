@@ -14,15 +14,7 @@ from accelerate.utils import gather_object, set_seed
 from camox.checkpoints.store import Checkpoint, list_checkpoints
 from camox.data.loading import TrainBatch
 from camox.data.sources import open_sources
-from camox.errors import (
-    MET_ALONE,
-    CheckpointError,
-    DataError,
-    NotFinite,
-    OutOfMemory,
-    TrainingPaused,
-    TrainingStopped,
-)
+from camox.errors import CheckpointError, DataError, NotFinite, OutOfMemory, TrainingPaused, TrainingStopped
 from camox.experiment import Experiment, ResolvedPhase
 from camox.inference.evaluation import evaluate
 from camox.models.backbone import STRIDES
@@ -468,7 +460,7 @@ class Trainer:
         self._event("end", reason, severity="info" if code == 0 else "error", details={"code": code})
         self.reporter.close()
         # Such an error, or a bug, may be met by one process alone; the others only see it go.
-        if self.accelerator.is_main_process or isinstance(error, MET_ALONE) or code == 1:
+        if self.accelerator.is_main_process or getattr(error, "met_alone", False) or code == 1:
             try:
                 self.folder.close(code, reason)
             except OSError as failure:  # a full disk: the error itself matters more
