@@ -71,6 +71,7 @@ class BadSamples:
         Raises:
             DataError: they are more than may be.
         """
+        problems = list(dict.fromkeys(problems))  # what was rolled back met them twice
         if len(problems) > self.most * samples:
             more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
             raise DataError(

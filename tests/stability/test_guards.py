@@ -219,3 +219,8 @@ def test_too_many_bad_samples_in_an_epoch_end_the_run():
     problems = [f"sample {number} (frog_{number}.jpg): truncated" for number in range(3)]
     with pytest.raises(DataError, match=r"frog_0\.jpg.* and 2 more: 3 of 200 .*max_bad_samples = 0\.01"):
         BadSamples(most=0.01).after_epoch(problems, samples=200)
+
+
+def test_a_bad_sample_that_is_met_again_after_a_rollback_counts_once():
+    (finding,) = BadSamples(most=0.01).after_epoch(2 * ["sample 3 (frog.jpg): truncated"], samples=100)
+    assert finding.kind == "bad_sample"
