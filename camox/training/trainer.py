@@ -94,8 +94,10 @@ class Trainer:
                 self._build()
                 if checkpoint is not None:
                     self._restore(open_to_resume(checkpoint))
-                elif self.recovery.max_rollbacks:
-                    self.beginning = self.state.remember(self.at)
+                else:
+                    self._recall()
+                    self._adjust()
+                    self.beginning = self.state.remember(self.at) if self.recovery.max_rollbacks else None
                 self._introduce()
                 if self.accelerator.device.type == "cuda":
                     try_largest_phases(self.experiment, self.accelerator, self.training_step)
@@ -429,12 +431,17 @@ class Trainer:
         if path not in list_checkpoints(self.folder.path):
             self.saver.best = {}  # of another folder: there is nothing here yet to be better than
         best = f"epoch_{self.saver.best['epoch']:04d}" if self.saver.best else None
-        noted = once(self.accelerator, self.folder.noted_recovery)
-        if noted is not None and noted["acts"] > self.recovery.acts and path in list_checkpoints(self.folder.path):
-            self.recovery.load_state_dict(noted)
-            self.at.attempt = max(self.at.attempt, self.recovery.rollbacks)
+        if path in list_checkpoints(self.folder.path):
+            self._recall()
         self._adjust()
         once(self.accelerator, lambda: self.folder.go_on_from(path, best))
+
+    def _recall(self) -> None:
+        """Takes over what recovery did since the state that the run goes on from was saved, or began."""
+        noted = once(self.accelerator, self.folder.noted_recovery)
+        if noted is not None and noted["acts"] > self.recovery.acts:
+            self.recovery.recall(noted, self.at.step)
+            self.at.attempt = max(self.at.attempt, self.recovery.rollbacks)
 
     # ---- the end
 

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from camox.errors import ExperimentError
+from camox.errors import CheckpointError, ExperimentError, TrainingPaused
+from camox.stability.recovery import Recovery
 from camox.training.run_folder import RunFolder, outcome
+from tests.training.test_trainer import rows, stopped_after, train
 
 
 def test_a_folder_in_use_by_another_process_is_refused_and_free_when_that_is_killed(tiny_experiment, tmp_path):
@@ -108,3 +110,33 @@ def test_a_checkpoint_may_be_named_from_inside_its_folder(tiny_experiment, tmp_p
         other = tiny_experiment("optimizer.lr=5e-3", output=tmp_path / "elsewhere")
         with pytest.raises(ExperimentError, match=r"optimizer\.lr"):
             RunFolder(other.run_folder).open(other, name)
+
+
+BOOKS = Recovery(4, 0.5, 0, ())
+BOOKS.roll_back(40, [], 100)
+
+
+@pytest.mark.parametrize("stop", [0, 2])
+def test_a_kill_before_the_next_checkpoint_does_not_make_a_run_forget_its_rollbacks(tiny_experiment, tmp_path, stop):
+    """Nor one before the first, after a rollback to the beginning."""
+    whole = train(tiny_experiment(output=tmp_path / "whole"))
+    experiment = tiny_experiment(output=tmp_path / "parts")
+    folder = RunFolder(experiment.run_folder)
+    if stop:
+        with stopped_after(stop), pytest.raises(TrainingPaused):
+            train(experiment)
+    experiment.run_folder.mkdir(parents=True, exist_ok=True)
+    folder.note_recovery(BOOKS.state_dict())
+    run = train(experiment, resume="auto")
+    rates, before = ([row["lr/head"] for row in rows(of) if "lr/head" in row] for of in (run, whole))
+    assert rates == pytest.approx([*before[:stop], *(0.5 * rate for rate in before[stop:])])
+    assert {row["stability/rollbacks"] for row in rows(run)[stop:] if "lr/head" in row} == {1}
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "null", '{"acts": 5}', '{"acts": 5, "adjustments": {"rate": 1, "speed": 2}}']
+)
+def test_damaged_books_of_recovery_are_named(tmp_path, text):
+    (tmp_path / "recovery.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"recovery\.json: cannot be read"):
+        RunFolder(tmp_path).noted_recovery()
