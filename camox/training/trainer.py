@@ -464,13 +464,14 @@ class Trainer:
         # Dropped by name: left to the garbage collector, each loader's workers would be waited for, 5 s each.
         for loader in ("loader", "validator"):
             vars(self).pop(loader, None)
-        self._event("end", reason, severity="info" if code == 0 else "error", details={"code": code})
-        self.reporter.close()
+        with suppress(OSError):  # a full disk: the error itself matters more
+            self._event("end", reason, severity="info" if code == 0 else "error", details={"code": code})
+            self.reporter.close()
         # Such an error, or a bug, may be met by one process alone; the others only see it go.
         if self.accelerator.is_main_process or getattr(error, "met_alone", False) or code == 1:
             try:
                 self.folder.close(code, reason)
-            except OSError as failure:  # a full disk: the error itself matters more
+            except OSError as failure:
                 self.console.warning(f"exit.json could not be written: {failure}")
 
     def _stop(self, kind: str, reason: str) -> TrainingStopped:

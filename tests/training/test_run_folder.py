@@ -1,16 +1,22 @@
 """A run's folder belongs to one run at a time."""
 
+import errno
 import json
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
+from accelerate import Accelerator
 
 from camox.errors import CheckpointError, ExperimentError, TrainingPaused
+from camox.stability.guards import Finding
 from camox.stability.recovery import Recovery
+from camox.tracking.events import EventLog
 from camox.training.run_folder import RunFolder, outcome
+from camox.training.trainer import Trainer
 from tests.training.test_trainer import rows, stopped_after, train
 
 
@@ -140,3 +146,36 @@ def test_damaged_books_of_recovery_are_named(tmp_path, text):
     (tmp_path / "recovery.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"recovery\.json: cannot be read"):
         RunFolder(tmp_path).noted_recovery()
+
+
+def test_what_recovery_has_changed_holds_in_the_run(tiny_experiment):
+    """Beside the rates, which the controls of each step have: the last rung of the ladder and those for routers."""
+    experiment = tiny_experiment("model.moe.router.noise=0.5")
+    books = Recovery(4, 1.0, 0, ("no_deep_supervision",))
+    books.roll_back(0, [], 100)
+    for _ in range(2):
+        books.decide(Finding("router_collapse", "to one pair", "calm_routers"), 0)
+    experiment.run_folder.mkdir(parents=True)
+    RunFolder(experiment.run_folder).note_recovery(books.state_dict())
+    trainer = Trainer(experiment, "auto", Accelerator(cpu=True))
+    trainer.run()
+    assert trainer.training_step.objective.weights["deep"] == 0
+    assert {trainer.network.balance(stride).bias_rate for stride in trainer.network.scales} == {
+        4 * experiment.model.moe.balance.bias_rate
+    }
+    assert {(router.noise, router.noise_share) for router in trainer.network.routers.values()} == {(1.0, 1 - 4 / 500)}
+
+
+def test_a_disk_that_is_full_at_the_end_does_not_hide_why_the_run_ended(tiny_experiment, monkeypatch):
+    append = EventLog.append
+
+    def full(log: EventLog, kind: str, *arguments: Any, **keywords: Any) -> Any:
+        if kind == "end":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return append(log, kind, *arguments, **keywords)
+
+    monkeypatch.setattr(EventLog, "append", full)
+    experiment = tiny_experiment()
+    with stopped_after(2), pytest.raises(TrainingPaused):
+        train(experiment)
+    assert json.loads((experiment.run_folder / "exit.json").read_text())["code"] == 4
