@@ -161,6 +161,14 @@ class Recovery:
             changes.append("deep supervision off")
         return ", ".join(changes)
 
+    def recall(self, books: dict[str, Any], step: int) -> None:
+        """Takes over the books of a run that was killed and goes on after step `step`: what began at a later one, whose
+        number comes a second time, begins there."""
+        self.load_state_dict(books)
+        now = self.adjustments
+        noise = None if now.noise_from is None else min(now.noise_from, step)
+        self.adjustments = replace(now, warmup_from=min(now.warmup_from, step), noise_from=noise)
+
     def state_dict(self) -> dict[str, Any]:
         return {
             "adjustments": asdict(self.adjustments),

@@ -10,7 +10,7 @@ from torch import nn
 
 from camox.data.loading import EvalSet
 from camox.data.samples import Source
-from camox.data.sources import Subset, open_training_sources
+from camox.data.sources import Subset, open_sources, open_training_sources
 from camox.errors import CheckpointError
 from camox.experiment import Experiment
 from camox.inference.loaded_model import load_model
@@ -44,6 +44,16 @@ def open_data(experiment: Experiment) -> tuple[Source | Subset, Source | Subset]
         data.val_fraction,
         experiment.experiment.seed,
     )
+
+
+def require_test_data(experiment: Experiment) -> None:
+    """Opens the experiment's test sources, to find a wrong path now and not after 200 epochs.
+
+    Raises:
+        DataError: one is missing, empty or not what its layout says.
+    """
+    if experiment.data.test:
+        open_sources([source.plain() for source in experiment.data.test], split="test")
 
 
 def build_network(experiment: Experiment, device: torch.device, trained: bool = True) -> CamoXpert:

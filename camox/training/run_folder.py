@@ -20,6 +20,7 @@ from camox.checkpoints.store import (
 )
 from camox.errors import CamoxError, CheckpointError, ExperimentError
 from camox.experiment import Experiment
+from camox.stability.recovery import Recovery
 from camox.stability.watchdog import MEETING_FOLDER
 from camox.training.environment import describe_environment
 
@@ -106,11 +107,12 @@ class RunFolder:
         path = self.path / RECOVERY_FILE
         try:
             books = json.loads(path.read_text(encoding="utf-8"))
+            Recovery(0, 1.0, 0, ()).load_state_dict(books)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path}: cannot be read: {error}. Remove it to go on without it.") from error
-        return books
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise CheckpointError(f"{path}: cannot be read: {error!r}. Remove it to go on without it.") from error
+        return dict(books)
 
     def set_aside_after(self, checkpoint: Path | None) -> None:
         """Moves the checkpoints that came after one of this run (None: all) to `abandoned/`, whole."""
