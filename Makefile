@@ -18,7 +18,7 @@ export OMP_WAIT_POLICY ?= passive
 export NO_ALBUMENTATIONS_UPDATE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install train lint test test-all clean
+.PHONY: help install train lint test test-all incidents clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -45,6 +45,12 @@ test-all: lint ## lint, then every test; the closing line goes to benchmarks/res
 	  | tail -n 1 | tr -d '=' > benchmarks/results/test_all.txt
 	$(BIN)/python -c "import platform, torch; print('Python', platform.python_version(), 'torch', torch.__version__)" \
 	  >> benchmarks/results/test_all.txt
+
+incidents: $(INSTALLED) ## everything in docs/stability.md done to a small run anew: table, plots and results
+	rm -rf build/incidents
+	CAMOX_INCIDENTS=build/incidents OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/incidents \
+	  tests/training/test_trainer.py::test_a_run_stopped_in_mid_epoch_goes_on_bit_for_bit $(ARGS)
+	$(BIN)/python tools/stability_page.py --records build/incidents
 
 clean: ## remove caches and build outputs; .venv, data and runs stay
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis

@@ -78,6 +78,16 @@ def fp16_accelerator(growth_interval: int = 200) -> Any:
 
 
 @pytest.fixture
+def record(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Writes what the test of an incident has seen, as `write_record` takes it, for tools/stability_page.py; does
+    nothing unless CAMOX_INCIDENTS names a folder for it."""
+    from tests.incidents.records import write_record
+
+    folder = os.environ.get("CAMOX_INCIDENTS", "")
+    return lambda number, title, **seen: write_record(folder, request.node.name, number, title, **seen)
+
+
+@pytest.fixture
 def tiny_experiment(tmp_path: Path) -> Callable[..., Any]:
     """Makes experiments of the full model class that train in about a second: 2 + 2 steps over two phases."""
 

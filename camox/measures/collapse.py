@@ -15,6 +15,9 @@ SATURATION_ABOVE = 0.5
 FEWEST_IMAGES = 32
 """Evaluations over fewer say nothing: an expert with half of an equal share often gets none of them."""
 
+UNIFORM_ABOVE = 0.95
+"""Of the entropy of equal probabilities: from there on a router prefers nothing, in no image."""
+
 WHAT_TO_DO = {
     "dead": "lower optimizer.router_lr_mult or raise model.moe.balance.bias_rate (of kind band)",
     "one_pair": "lower optimizer.router_lr_mult or raise model.moe.balance.bias_rate (of kind band)",
@@ -67,11 +70,18 @@ def collapse_signs(measures: Mapping[str, float], experts: int, top_k: int, imag
     return signs
 
 
+def is_uniform(measures: Mapping[str, float], experts: int) -> bool:
+    """Whether a router gives all experts about the same probability in every image: it needs to learn faster, and
+    more balance would only hold it where it is. The choice may still be one pair's, by a hair."""
+    return measures.get("conditional_entropy", 0.0) > UNIFORM_ABOVE * np.log(experts)
+
+
 class CollapseVerdict:
     """Collapse of a scale: a sign, whichever, at that scale in two evaluations in a row.
 
     One evaluation alone may catch a router in passing; and one that has learned nothing yet shows every sign, so that
-    early in a run only scales are judged that showed none before. `state_dict` is JSON-ready; a resumed run goes on
+    early in a run only scales are judged that showed none before. One that lasts is told again after 4, 8, 16 …
+    evaluations in a row: what was done about it has had its time. `state_dict` is JSON-ready; a resumed run goes on
     with what the last evaluation said.
     """
 
@@ -79,12 +89,13 @@ class CollapseVerdict:
         self._in_a_row: dict[int, int] = {}
         self._were_healthy: set[int] = set()
 
-    def update(self, signs: Mapping[int, Mapping[str, str]], early: bool = False) -> list[int]:
-        """Takes in the signs of one evaluation, stride → sign → sentence; gives the strides that collapsed with it."""
+    def update(self, signs: Mapping[int, Mapping[str, str]], early: bool = False) -> dict[int, int]:
+        """Takes in the signs of one evaluation, stride → sign → sentence; gives the strides whose collapse is to be
+        told, each with the number of evaluations in a row that showed it."""
         self._were_healthy |= {stride for stride, found in signs.items() if not found}
         judged = [stride for stride, found in signs.items() if found and (stride in self._were_healthy or not early)]
         self._in_a_row = {stride: self._in_a_row.get(stride, 0) + 1 for stride in judged}
-        return [stride for stride, count in self._in_a_row.items() if count == 2]
+        return {stride: count for stride, count in self._in_a_row.items() if count >= 2 and count & (count - 1) == 0}
 
     @property
     def collapsed(self) -> list[int]:

@@ -55,6 +55,11 @@ _COLLAPSE: tuple[tuple[str, dict[str, float]], ...] = (
     (f"the routers choose with noise again for {NOISE_STEPS} steps", {}),
     ("the balance coefficient × 10", {"balance_coefficient": 10.0}),
 )
+_UNIFORM: tuple[tuple[str, dict[str, float]], ...] = (
+    ("the routers' learning rate × 4", {"router_rate": 4.0}),
+    ("the balance coefficient ÷ 10", {"balance_coefficient": 0.1}),
+    ("the routers' learning rate × 4 once more", {"router_rate": 4.0}),
+)
 _ROUTER_GRADIENTS: tuple[tuple[str, dict[str, float]], ...] = (
     ("the balance coefficient ÷ 10", {"balance_coefficient": 0.1}),
     ("the balance warm-up × 2", {"balance_warmup": 2.0}),
@@ -106,6 +111,7 @@ class Recovery:
         self.left_out: frozenset[int] = frozenset()
         """Indices of samples that are trained on no more."""
         self._collapse_rungs = 0
+        self._uniform_rungs = 0
         self._gradient_rungs = 0
 
     def decide(self, finding: Finding, step: int) -> Act:
@@ -116,7 +122,10 @@ class Recovery:
                 self.adjustments = replace(self.adjustments, rate=0.8 * self.adjustments.rate)
                 return Act("adjust", f"the learning rate × 0.8, now {self.adjustments.rate:.3g} of the schedule's")
             case "calm_routers":
-                if finding.kind == "router_collapse":
+                if finding.kind == "router_collapse" and finding.details.get("uniform"):
+                    rungs, number = _UNIFORM, self._uniform_rungs
+                    self._uniform_rungs += 1
+                elif finding.kind == "router_collapse":
                     rungs, number = _COLLAPSE, self._collapse_rungs
                     self._collapse_rungs += 1
                 else:
@@ -176,6 +185,7 @@ class Recovery:
             "acts": self.acts,
             "left_out": sorted(self.left_out),
             "collapse_rungs": self._collapse_rungs,
+            "uniform_rungs": self._uniform_rungs,
             "gradient_rungs": self._gradient_rungs,
         }
 
@@ -184,3 +194,4 @@ class Recovery:
         self.rollbacks, self.acts = state["rollbacks"], state["acts"]
         self.left_out = frozenset(state["left_out"])
         self._collapse_rungs, self._gradient_rungs = state["collapse_rungs"], state["gradient_rungs"]
+        self._uniform_rungs = state.get("uniform_rungs", 0)

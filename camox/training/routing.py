@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from camox.measures.collapse import WHAT_TO_DO, CollapseVerdict, collapse_signs
+from camox.measures.collapse import WHAT_TO_DO, CollapseVerdict, collapse_signs, is_uniform
 from camox.measures.routing import RoutedImages, churn, kind_information, routing_measures
 from camox.models.camoxpert import CamoXpert
 from camox.models.costs import expert_costs
@@ -57,13 +57,14 @@ def _distributions(routing: Routing, logit_limit: float) -> tuple[Tensor, Tensor
 
 
 class Collapse(NamedTuple):
-    """A router that has just collapsed."""
+    """A router that has just collapsed, or still is collapsed."""
 
     message: str
     """The scale, the reasons with their numbers, what to look at and what to do."""
 
     details: dict[str, Any]
-    """The same for machines: "stride", "reasons" by sign, "measures"."""
+    """The same for machines: "stride", "reasons" by sign, "measures", "in_a_row", and "uniform", whether the router
+    prefers no expert in any image."""
 
 
 class RoutingWatch:
@@ -81,7 +82,7 @@ class RoutingWatch:
         self._verdict = CollapseVerdict()
 
     def evaluate(self, routed: Mapping[int, RoutedImages], step: int) -> tuple[dict[str, float], list[Collapse]]:
-        """Values under their logged names, and the routers that collapsed with this evaluation.
+        """Values under their logged names, and the routers whose collapse is to be told with this evaluation.
 
         Only the sparse mode is judged, and only once training no longer adds noise to the selection: until then an
         expert that evaluation never takes is not lost to training. Before `router.noise_fraction` of the run and 500
@@ -109,7 +110,10 @@ class RoutingWatch:
         }
         early = step < LEARNING_STEPS or any(router.noise_share > 0 for router in routers)
         collapsed = self._verdict.update(signs, early)
-        collapses = [_collapse(stride, signs[stride], of_scale[stride]) for stride in collapsed]
+        collapses = [
+            _collapse(stride, row, signs[stride], of_scale[stride], len(self.costs))
+            for stride, row in collapsed.items()
+        ]
         return values | {"val/router/collapsed": float(len(self._verdict.collapsed))}, collapses
 
     def _measures(self, stride: int, images: RoutedImages) -> dict[str, float]:
@@ -143,10 +147,14 @@ class RoutingWatch:
         self._verdict.load_state_dict(state.get("verdict", {}))
 
 
-def _collapse(stride: int, signs: Mapping[str, str], measures: Mapping[str, float]) -> Collapse:
-    remedies = "; or ".join(dict.fromkeys(WHAT_TO_DO[sign] for sign in signs))
+def _collapse(
+    stride: int, in_a_row: int, signs: Mapping[str, str], measures: Mapping[str, float], experts: int
+) -> Collapse:
+    uniform = "uninformed" in signs and is_uniform(measures, experts)
+    remedies = "; or ".join(dict.fromkeys(WHAT_TO_DO[sign] for sign in (["uninformed"] if uniform else signs)))
     message = (
-        f"the router at stride {stride} has collapsed, for two evaluations in a row: {'; '.join(signs.values())}. "
-        f"Look at val/router/stride_{stride}/ in metrics.jsonl; to do: {remedies}"
+        f"the router at stride {stride} has collapsed, for {in_a_row} evaluations in a row: "
+        f"{'; '.join(signs.values())}. Look at val/router/stride_{stride}/ in metrics.jsonl; to do: {remedies}"
     )
-    return Collapse(message, {"stride": stride, "reasons": dict(signs), "measures": dict(measures)})
+    details = {"stride": stride, "reasons": dict(signs), "measures": dict(measures)}
+    return Collapse(message, details | {"in_a_row": in_a_row, "uniform": uniform})

@@ -1,15 +1,14 @@
 """A tiny run that learns: its clean IoU is what every incident is measured against."""
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
 
 from camox.errors import CamoxError
 from tests.conftest import fp16_accelerator
+from tests.incidents.records import Outcome, outcome_of
 
 EXPERIMENT = """
 [experiment]
@@ -62,20 +61,6 @@ GUARDS_OFF = (
 )  # fmt: skip
 
 
-class Outcome(NamedTuple):
-    """How a run ended."""
-
-    iou: float
-    """Of the last validation, the better of raw and averaged weights; 0 where the run ended early or in NaN."""
-    error: str
-    """What ended it, empty where it reached its last epoch."""
-    events: list[dict[str, Any]]
-
-    @property
-    def kinds(self) -> list[str]:
-        return [event["kind"] for event in self.events]
-
-
 @pytest.fixture
 def run_tiny(tmp_path: Path) -> Callable[..., Outcome]:
     """Trains the tiny experiment, with guards or without."""
@@ -83,16 +68,19 @@ def run_tiny(tmp_path: Path) -> Callable[..., Outcome]:
 
 
 @pytest.fixture(scope="session")
-def clean(tmp_path_factory: pytest.TempPathFactory) -> float:
-    """The IoU that the run reaches when nothing happens."""
+def clean_run(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """The run to which nothing happens."""
     outcome = train(tmp_path_factory.mktemp("clean"))
     assert outcome.error == ""
     assert outcome.iou >= 0.5
     assert {event["severity"] for event in outcome.events} == {"info"}
-    return outcome.iou
+    return outcome
 
 
-def train(folder: Path, *overrides: str, guards: bool = True, fp16: bool = False) -> Outcome:
+def train(
+    folder: Path, *overrides: str, guards: bool = True, fp16: bool = False, experiment: str = EXPERIMENT
+) -> Outcome:
+    """Trains an experiment, given as TOML, in this process."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
@@ -100,27 +88,19 @@ def train(folder: Path, *overrides: str, guards: bool = True, fp16: bool = False
     from camox.training.trainer import Trainer
 
     file = folder / "incident.toml"
-    file.write_text(EXPERIMENT)
+    file.write_text(experiment)
     output = folder / ("with" if guards else "without")
-    experiment = Experiment.load(file, [*overrides, *(() if guards else GUARDS_OFF)], output)
+    loaded = Experiment.load(file, [*overrides, *(() if guards else GUARDS_OFF)], output)
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
     accelerator, error = fp16_accelerator() if fp16 else Accelerator(cpu=True), ""
     try:
-        Trainer(experiment, None, accelerator).run()
+        Trainer(loaded, None, accelerator).run()
     except CamoxError as failure:
         error = str(failure)
-    outcome = outcome_of(experiment.run_folder, error)
+    outcome = outcome_of(loaded.run_folder, error)
     note(os.environ.get("PYTEST_CURRENT_TEST", "").partition(" ")[0], guards, error)
     return outcome
-
-
-def outcome_of(run: Path, error: str) -> Outcome:
-    """What a run's folder tells of how it ended, with `error` or without."""
-    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    scores = [[row.get(name) or 0.0 for name in ("val/iou", "val_ema/iou")] for row in rows if "val/iou" in row]
-    return Outcome(0.0 if error or not scores else max(scores[-1]), error, events)
 
 
 def note(test: str, guards: bool, error: str) -> None:

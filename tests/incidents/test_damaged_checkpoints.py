@@ -110,7 +110,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
 
 
 @pytest.mark.parametrize(("damage", "message"), DAMAGES.values(), ids=DAMAGES)
-def test_the_newest_is_damaged_and_the_one_before_is_gone_on_from(run, sound, capsys, damage, message):
+def test_the_newest_is_damaged_and_the_one_before_is_gone_on_from(run, sound, record, capsys, damage, message):
     damage(run / "checkpoints" / NAMES[2])
     damaged = {path.name: path.read_bytes() for path in (run / "checkpoints" / NAMES[2]).iterdir()}
     begun, found, *_ = resume(run)
@@ -123,6 +123,8 @@ def test_the_newest_is_damaged_and_the_one_before_is_gone_on_from(run, sound, ca
     assert str(aside) in found["message"]
     assert {path.name: path.read_bytes() for path in aside.iterdir()} == damaged
     assert contents(run) == contents(sound)
+    told = "named, set aside, and the one before gone on from, to the bits of the run that nothing happened to"
+    record(12, "The newest checkpoint is damaged", with_guards=told)
 
 
 def test_two_are_damaged_and_the_third_is_gone_on_from_but_not_as_the_latest(run, sound):
@@ -210,7 +212,7 @@ def a_disk_that_is_read_only_by_now(patch: pytest.MonkeyPatch) -> None:
         (a_disk_that_is_read_only_by_now, r"epoch_0002: could not be saved: .*Read-only file system.*epoch_0001"),
     ],
 )
-def test_a_disk_that_refuses_ends_the_run_which_goes_on_once_it_does_not(tmp_path, sound, trouble, message):
+def test_a_disk_that_refuses_ends_the_run_which_goes_on_once_it_does_not(tmp_path, sound, record, trouble, message):
     experiment = experiment_in(tmp_path)
     run = experiment.run_folder
     with pytest.MonkeyPatch.context() as patch:
@@ -226,6 +228,8 @@ def test_a_disk_that_refuses_ends_the_run_which_goes_on_once_it_does_not(tmp_pat
     assert contents(run) == contents(sound)
     steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in steps if "train/loss" in row] == [1, 2, 3, 4, 5, 6]
+    told = "ended with one message; resumed with space, to the bits of the run that nothing happened to"
+    record(12, "A disk that refuses while a checkpoint is saved", with_guards=told)
 
 
 def test_a_disk_that_refuses_everything_is_one_short_message(tmp_path, capsys, monkeypatch):

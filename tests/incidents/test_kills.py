@@ -124,7 +124,7 @@ def kill_at_any_moment(run: Run, chance: random.Random, reference: Reference) ->
 @pytest.mark.parametrize(
     "seed", [*range(FEW), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(FEW, MANY))]
 )
-def test_a_killed_run_goes_on_from_its_newest_checkpoint_to_the_same_end(begin, reference, seed):
+def test_a_killed_run_goes_on_from_its_newest_checkpoint_to_the_same_end(begin, reference, record, seed):
     run, chance = begin(), random.Random(1000 + seed)
     kills = [kill_in_write if seed % 2 == 0 else kill_at_any_moment]
     kills += [chance.choice([kill_in_write, kill_at_any_moment])] if seed % 3 == 2 else []
@@ -144,6 +144,8 @@ def test_a_killed_run_goes_on_from_its_newest_checkpoint_to_the_same_end(begin, 
     hidden = [path.name for path in run.path.rglob(".*") if path.name != ".lock"]
     assert hidden == []
     assert not list(run.path.rglob("*.partial"))
+    told = "went on from its newest checkpoint to the bits of the run that nobody kills"
+    record(11, "`kill -9` at a random moment, or within a checkpoint's write", with_guards=told)
 
 
 def test_no_data_worker_outlives_a_killed_run(begin):

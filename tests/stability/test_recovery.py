@@ -13,8 +13,8 @@ def recovery(**changes: Any) -> Recovery:
     return Recovery(**({"max_rollbacks": 4, "rate_factor": 0.7, "warmup_steps": 50, "ladder": ladder} | changes))
 
 
-def finding(proposal: Any, kind: str = "spike") -> Finding:
-    return Finding(kind, "something is wrong", proposal)
+def finding(proposal: Any, kind: str = "spike", details: dict[str, Any] | None = None) -> Finding:
+    return Finding(kind, "something is wrong", proposal, details=details or {})
 
 
 def test_a_note_changes_nothing():
@@ -85,6 +85,21 @@ def test_a_collapsed_router_is_helped_step_by_step():
     one.decide(collapse, 30)
     assert one.adjustments.balance_coefficient == 10
     assert one.decide(collapse, 40).kind == "note"  # the ladder has no more rungs
+
+
+def test_a_router_that_prefers_nothing_learns_faster_and_is_balanced_less():
+    """More balance, the help against few experts, would hold it where it is."""
+    one, uniform = recovery(), finding("calm_routers", "router_collapse", {"uniform": True})
+    expected = [Adjustments(router_rate=4.0), Adjustments(router_rate=4.0, balance_coefficient=0.1)]
+    expected += [Adjustments(router_rate=16.0, balance_coefficient=0.1)] * 2
+    for step, adjustments in enumerate(expected):
+        one.decide(uniform, step)
+        assert one.adjustments == adjustments
+    one.decide(finding("calm_routers", "router_collapse", {"uniform": False}), 9)
+    assert one.adjustments.bias_rate == 4.0
+    twin = recovery()
+    twin.load_state_dict(one.state_dict())
+    assert twin.decide(uniform, 10).kind == "note"
 
 
 def test_routers_whose_gradients_are_not_finite_are_calmed_step_by_step():

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import ablation_tables
+import stability_page
 from benchmarking import report
 from pages import read_block
 
@@ -36,3 +37,9 @@ def test_results_and_pictures_that_a_page_names_are_there(page):
 def test_tables_on_the_page_are_those_of_the_results(block):
     results = json.loads((RESULTS / f"{block}.json").read_text(encoding="utf-8"))
     assert read_block(PAGE, block) == TABLES[block](results)
+
+
+def test_the_table_of_incidents_is_that_of_the_results():
+    results = json.loads((RESULTS / "incidents.json").read_text(encoding="utf-8"))
+    assert read_block(stability_page.PAGE, "incidents") == stability_page.markdown_table(results)
+    assert {record["number"] for record in results["incidents"]} == set(range(1, 15))

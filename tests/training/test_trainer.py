@@ -188,7 +188,9 @@ MID_EPOCH = ("data.batch_size=1", "optimizer.accumulate=2", "data.image_size=64"
     ("step", "fp16", "workers", "asynchronous"),
     [(1, False, 0, "true"), (3, True, 2, "true"), (4, False, 2, "false"), (6, True, 0, "false")],
 )
-def test_a_run_stopped_in_mid_epoch_goes_on_bit_for_bit(tiny_experiment, tmp_path, step, fp16, workers, asynchronous):
+def test_a_run_stopped_in_mid_epoch_goes_on_bit_for_bit(
+    tiny_experiment, tmp_path, record, step, fp16, workers, asynchronous
+):
     """Steps 1 and 3 are within an epoch, 3 after a logged one; 4 ends it, 6 is in the second phase. The data order,
     augmentation, routing noise, drop-out of paths, loss scale, averages and half-summed meters all have to go on."""
     overrides = (
@@ -204,6 +206,8 @@ def test_a_run_stopped_in_mid_epoch_goes_on_bit_for_bit(tiny_experiment, tmp_pat
     ours, theirs = ({path.name: bits(path) for path in list_checkpoints(of)} for of in (run, whole))
     assert ours.keys() - theirs.keys() == {f"epoch_{(step - 1) // 4:04d}_step_{step:07d}"}
     assert {name: ours[name] for name in theirs} == theirs
+    told = "saved, exit code 4; resumed to the bits of the uninterrupted run"
+    record(13, "SIGTERM in mid-epoch", with_guards=told)
 
 
 def test_a_run_stopped_after_an_epochs_shorter_last_window_goes_on_bit_for_bit(tiny_experiment, tmp_path):
