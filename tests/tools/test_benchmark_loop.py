@@ -1,0 +1,69 @@
+"""The two loops that suite `step` times against each other do the same training."""
+
+import pytest
+import torch
+
+from benchmarking import loop
+from benchmarking.settings import Settings
+from camox.training.reporting import Reporter
+
+TOY = Settings(backbone="resnet10t", image_size=64, batch=2, width=8, rounds=2)
+
+
+@pytest.fixture
+def logged(monkeypatch):
+    """The steps whose values were logged, in order."""
+    steps = []
+    log = Reporter.log
+
+    def note(self, values, step, epoch, phase):
+        steps.append(step)
+        log(self, values, step, epoch, phase)
+
+    monkeypatch.setattr(Reporter, "log", note)
+    monkeypatch.setattr(loop, "ROUTINGS", 1)
+    monkeypatch.setattr(loop, "STEPS", 3)
+    return steps
+
+
+def equal(one, other):
+    """Whether all floating-point tensors are equal up to rounding."""
+    for name, tensor in one.state_dict().items():
+        torch.testing.assert_close(tensor, other.state_dict()[name], atol=2e-5, rtol=1e-3, msg=name)
+
+
+def test_the_bare_loop_trains_as_the_trainer_does(logged, capsys):
+    trainer = loop.run_trainer(TOY)
+    assert trainer.at.step == 10  # one round to warm up and two, of three steps; one more so that the last round ends
+    assert trainer.bare.average.updates.item() == 9
+    torch.manual_seed(0)
+    trainer.bare.step(trainer.batch)
+    equal(trainer.network, trainer.bare.network)
+    equal(trainer.average.model, trainer.bare.average.model)
+    moments = [
+        torch.cat([state["exp_avg"].flatten() for state in optimizer.state.values()])
+        for optimizer in (trainer.optimizer.optimizer, trainer.bare.optimizer)
+    ]
+    torch.testing.assert_close(*moments, atol=1e-6, rtol=1e-2)
+    assert moments[0].abs().max() > 1e-4
+    assert capsys.readouterr().out == ""
+
+
+def test_every_round_has_a_step_that_is_logged(logged):
+    samples = loop.measure_loops(TOY)
+    assert logged == [3, 6, 9, 10]
+    assert {name: len(found) for name, found in samples.items()} == {"trainer": 2, "bare": 2}
+
+
+def test_seconds_are_those_of_one_step(logged, monkeypatch):
+    whole = []
+    run = loop.run_trainer
+
+    def note(settings):
+        whole.append(run(settings))
+        return whole[0]
+
+    monkeypatch.setattr(loop, "run_trainer", note)
+    samples = loop.measure_loops(TOY)
+    for name, found in whole[0].samples.items():
+        assert [sample.process for sample in samples[name]] == [sample.process / 3 for sample in found[1:]]
