@@ -2,9 +2,10 @@
 
 `Trainer.run` itself is measured, with all that it does from one batch to the next: guards, reports read on the host,
 meters, logged values and their file, watchdog, signals, notes for replays. Only its data loader is replaced, by one
-that hands out the same batch of noise again and again: loading is in neither loop. After every `STEPS` steps, in the
-last of which the trainer logs, that loader takes the time, and before it hands out the next batch the bare loop takes
-as many steps, from equal weights and with equal random numbers: the two stay the same network.
+that hands out the same batch of noise again and again: loading is in neither loop. Between two batches that loader
+takes the time, and lets the bare loop take its turn, from equal weights and with equal random numbers: the two stay the
+same network. A round is `STEPS` steps of each, one of which the trainer logs. On a CPU they take turns after each step;
+on a GPU after a whole round, since there to take the time is to wait.
 """
 
 import contextlib
@@ -23,7 +24,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from benchmarking.experiments import benchmark_experiment
 from benchmarking.settings import PRECISIONS, Settings
-from benchmarking.timing import ROUTINGS, Sample, timed
+from benchmarking.timing import ROUTINGS, Sample, added_up, timed
 from camox.data.loading import TrainBatch
 from camox.experiment import Experiment, ResolvedPhase
 from camox.losses.composite import SegmentationObjective
@@ -36,7 +37,7 @@ from camox.training.step import Controls
 from camox.training.trainer import Trainer
 
 STEPS = 4
-"""Steps that are timed at once, one of which is logged: five times as often as by default."""
+"""Steps of a round, one of which is logged: five times as often as by default."""
 
 TRAINER, BARE = "trainer", "bare"
 
@@ -94,6 +95,7 @@ class MeasuredTrainer(Trainer):
         accelerator = Accelerator(cpu=not settings.on_gpu, mixed_precision=PRECISIONS[settings.precision])
         super().__init__(experiment, accelerator=accelerator)
         self.settings = settings
+        self.turn = STEPS if settings.on_gpu else 1
         self.batch = noise(settings)
         self.samples: dict[str, list[Sample]] = {TRAINER: [], BARE: []}
 
@@ -110,15 +112,15 @@ class MeasuredTrainer(Trainer):
         batch, device = self.batch, self.settings.torch_device
         if self.settings.on_gpu:
             batch = batch.pin_memory()
-        for number in range(ROUTINGS + self.settings.rounds):
-            torch.manual_seed(number % ROUTINGS)
-            with timed(self.samples[TRAINER], device):
-                for _ in range(STEPS):
-                    yield batch
-            torch.manual_seed(number % ROUTINGS)
-            with timed(self.samples[BARE], device):
-                for _ in range(STEPS):
-                    self.bare.step(batch)
+        for number in range(rounds(self.settings) * STEPS // self.turn):
+            for name in (TRAINER, BARE) if number % 2 == 0 else (BARE, TRAINER):
+                torch.manual_seed(number % ROUTINGS)
+                with timed(self.samples[name], device):
+                    for _ in range(self.turn):
+                        if name == BARE:
+                            self.bare.step(batch)
+                        else:
+                            yield batch
         torch.manual_seed(0)
         yield batch  # of the step that is not timed: no batch is asked for after it
 
@@ -127,14 +129,26 @@ class MeasuredTrainer(Trainer):
 
 
 def measure_loops(settings: Settings) -> dict[str, list[Sample]]:
-    """What a step of either loop takes in each round; a round is `STEPS` steps. Kernels and allocators are warm."""
+    """What a step of either loop takes in each round that counts: kernels and allocators are warm."""
     trainer = run_trainer(settings)
-    return {name: [sample.divided(STEPS) for sample in found[ROUTINGS:]] for name, found in trainer.samples.items()}
+    turns = STEPS // trainer.turn
+    return {
+        name: [
+            added_up(found[first : first + turns]).divided(STEPS)
+            for first in range(ROUTINGS * turns, len(found), turns)
+        ]
+        for name, found in trainer.samples.items()
+    }
+
+
+def rounds(settings: Settings) -> int:
+    """All rounds, with those that do not count."""
+    return ROUTINGS + settings.rounds
 
 
 def run_trainer(settings: Settings) -> MeasuredTrainer:
     """Runs all rounds; what the trainer says to people is kept off the screen."""
-    steps = STEPS * (ROUTINGS + settings.rounds) + 1
+    steps = STEPS * rounds(settings) + 1
     with tempfile.TemporaryDirectory(prefix="camox-benchmark-") as folder, Path(os.devnull).open("w") as nowhere:
         trainer = MeasuredTrainer(benchmark_experiment(settings, Path(folder), steps, log_every=STEPS), settings)
         with contextlib.redirect_stdout(nowhere):
