@@ -127,11 +127,13 @@ def build_validator(
     beat: Callable[[str], None],
     heed: Callable[[], None],
 ) -> Validator:
-    """Scores networks on held-out samples, by the step's objective. `beat` is told of each batch, and `heed` called
+    """Scores networks on held-out samples. `beat` is told of each batch, and `heed` called
     after each that all processes have: it may end the validation by raising `Interrupted` on all of them."""
     data, measures = experiment.data, experiment.validation.measures
     samples = EvalSet(held_out, data.image_size)
-    return Validator(step.accelerator, samples, step.objective, measures, data.batch_size, data.workers, beat, heed)
+    # Not the step's own: recovery may leave out a part of that, and losses would no longer compare.
+    objective = SegmentationObjective(experiment.loss.plain())
+    return Validator(step.accelerator, samples, objective, measures, data.batch_size, data.workers, beat, heed)
 
 
 def build_saver(experiment: Experiment, step: TrainingStep, folder: RunFolder, reporter: Reporter) -> Saver:

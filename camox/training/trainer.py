@@ -18,7 +18,7 @@ from camox.experiment import Experiment, ResolvedPhase
 from camox.inference.evaluation import evaluate
 from camox.models.backbone import STRIDES
 from camox.stability.guards import Finding, Proposal
-from camox.stability.recovery import RollBack
+from camox.stability.recovery import RollBack, remedy
 from camox.tracking.console import TrainingProgress
 from camox.tracking.events import Severity
 from camox.training.announcement import announce, say_done
@@ -331,7 +331,8 @@ class Trainer:
         at = self.at
         with suppress(CheckpointError):  # what is being written now is not wanted any more
             self.saver.settle(wait=True)
-        source = once(self.accelerator, lambda: self.folder.last_sound(finding.sound_until))
+        sound, start = finding.sound_until, self.beginning is None  # of a resumed run nobody has the beginning
+        source = once(self.accelerator, lambda: self.folder.last_sound(sound, or_first=start))
         of_ranks = gather_object([self.watch.suspects()])
         suspects = set[int]().union(*(bad for bad, _ in of_ranks)).difference(*(good for _, good in of_ranks))
         changes = self.recovery.roll_back(at.step, suspects, len(self.train_source))
@@ -342,7 +343,7 @@ class Trainer:
             self.at = self.state.restore(self.beginning.state, self.beginning, "the beginning")
             once(self.accelerator, lambda: self.folder.set_aside_after(None))
         else:
-            raise self._stop(finding.kind, f"{finding.message}; no checkpoint is from before that")
+            raise self._stop(finding.kind, f"{finding.message}; there is no checkpoint to go back to")
         self.recovery.load_state_dict(books)
         # Steps keep their numbers: a tracker would drop what comes a second time.
         self.at.step, self.at.attempt = at.step, at.attempt + 1
@@ -362,7 +363,7 @@ class Trainer:
         if adjustments.noise_from is not None:
             self.network.set_routing_noise(max(1.0, moe.router.noise))
         if not adjustments.deep_supervision:
-            self.training_step.objective.leave_out("deep")
+            self.training_step.objective.leave_out_deep()
 
     # ---- validation and checkpoints
 
@@ -478,7 +479,7 @@ class Trainer:
         self.saver.look(wait=True)  # what is being written is the last checkpoint, if it goes well
         clean = list_checkpoints(self.folder.path)
         where = f"the last clean checkpoint is {clean[-1]}" if clean else "there is no checkpoint yet"
-        message = f"stopped at step {self.at.step} (epoch {self.at.epoch}): {reason}; {where}"
+        message = f"stopped at step {self.at.step} (epoch {self.at.epoch}): {reason}; {where}{remedy(kind)}"
         self._event(kind, message, severity="error")
         return TrainingStopped(message)
 

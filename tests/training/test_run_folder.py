@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from accelerate import Accelerator
 
+from camox.checkpoints.store import list_checkpoints
 from camox.errors import CheckpointError, ExperimentError, TrainingPaused
 from camox.stability.guards import Finding
 from camox.stability.recovery import Recovery
@@ -124,6 +125,17 @@ def test_a_checkpoint_may_be_named_from_inside_its_folder(tiny_experiment, tmp_p
         other = tiny_experiment("optimizer.lr=5e-3", output=tmp_path / "elsewhere")
         with pytest.raises(ExperimentError, match=r"optimizer\.lr"):
             RunFolder(other.run_folder).open(other, name)
+
+
+def test_where_no_checkpoint_is_old_enough_the_first_may_do(tiny_experiment):
+    run = train(tiny_experiment("phases.full.epochs=2"))
+    folder, (first, second, third) = RunFolder(run), list_checkpoints(run)
+    assert folder.last_sound(10**6) == third
+    assert folder.last_sound(1) is None
+    assert folder.last_sound(1, or_first=True) == first
+    (first / "model.safetensors").write_bytes(b"damaged")
+    assert folder.last_sound(1, or_first=True) == second
+    assert folder.last_sound(3) is None
 
 
 BOOKS = Recovery(4, 0.5, 0, ())
