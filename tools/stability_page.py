@@ -10,6 +10,7 @@ Records of incidents that a folder does not have are kept as they are in the JSO
 import argparse
 import json
 import sys
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -47,9 +48,9 @@ def join_records(folder: Path, earlier: Mapping[str, Any] | None) -> dict[str, A
 
 
 def markdown_table(results: Mapping[str, Any]) -> str:
-    """A row for each record: the incident, how the run ended without guards and with them, and what was done."""
+    """A row for each record, equal sentences being one: how the run ended without guards and with them, its events."""
     rows = [
-        "| | incident | without | with | what camox did | without trouble |",
+        "| | incident | without guards | with guards | events | clean run |",
         "|---|---|---|---|---|---|",
     ]
     told = [(record["number"], record["title"], record["with"].get("told")) for record in results["incidents"]]
@@ -68,9 +69,8 @@ def _end(seen: Mapping[str, Any]) -> str:
     if "told" in seen:
         return str(seen["told"])
     if seen["error"]:
-        first = seen["error"].split("; ")[0]
-        return first if len(first) <= 160 else f"{first[:159]}…"
-    return f"IoU {seen['iou']:.3f}" + (f", {seen['measured']}" if seen.get("measured") else "")
+        return textwrap.shorten(seen["error"].split("; ")[0], 90, placeholder=" …")
+    return f"IoU {seen['iou']:.3f}" + (f" {seen['measured']}" if seen.get("measured") else "")
 
 
 def _acts(seen: Mapping[str, Any]) -> str:

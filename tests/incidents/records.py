@@ -52,6 +52,7 @@ def write_record(
     with_guards: Outcome | str,
     without: Outcome | str = NOT_TRIED,
     clean: Outcome | None = None,
+    plotted: str = "IoU",
 ) -> None:
     """Writes one JSON file into `folder`, "" for nowhere.
 
@@ -64,6 +65,7 @@ def write_record(
             with the same sentence are counted.
         without: how it ended without them.
         clean: the run to compare with.
+        plotted: what is plotted; where validations have a value "plotted", that one.
     """
     if not folder:
         return
@@ -71,7 +73,9 @@ def write_record(
     runs = {name: _json_ready(what) for name, what in seen.items() if what is not None}
     name = "".join(letter if letter.isalnum() else "_" for letter in test).strip("_")
     Path(folder).mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"number": number, "title": title, "test": test, **runs}, indent=1, allow_nan=False)
+    text = json.dumps(
+        {"number": number, "title": title, "test": test, "plotted": plotted, **runs}, indent=1, allow_nan=False
+    )
     Path(folder, f"{number:02d}_{name}.json").write_text(text, encoding="utf-8")
 
 

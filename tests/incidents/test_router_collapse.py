@@ -28,7 +28,9 @@ SETTINGS = (
     "schedule.name=constant",
     # As many images as an epoch has, and a bias that is faster by as much: the run is that short.
     "model.moe.balance.window_images=64",
-    "model.moe.balance.bias_rate=0.25",
+    "model.moe.balance.bias_rate=0.27",
+    # The loss that asks for balance undoes in one epoch what is done to the few weights of these routers.
+    "model.moe.balance.coefficient=0",
     "ema.enabled=false",
 )
 SOUND_STEPS = 28
@@ -57,7 +59,7 @@ def after_steps(change: Callable[[Router], None], count: int) -> Iterator[None]:
 
 def favour_a_pair(router: Router) -> None:
     """By more in each step than the balance takes back."""
-    router.gate.bias[:2] += 0.2
+    router.gate.bias[:2] += 0.3
 
 
 def forget(router: Router) -> None:
@@ -69,6 +71,11 @@ def forget(router: Router) -> None:
 def signs_of(outcome: Outcome) -> list[set[str]]:
     """The signs of collapse at each validation."""
     return [set(collapse_signs(row["router"], len(EXPERTS), 2, FEWEST_IMAGES)) for row in outcome.validations]
+
+
+def collapsed_at_end(outcome: Outcome) -> bool:
+    """As the verdict has it, which is not given while routers choose with noise."""
+    return all(signs_of(outcome)[-2:])
 
 
 @pytest.fixture(scope="module")
@@ -84,18 +91,19 @@ def test_routers_that_come_to_use_one_pair(run_tiny, undisturbed, record):
         without = run_tiny(*SETTINGS, guards=False)
     with after_steps(favour_a_pair, DRIVEN_STEPS):
         outcome = run_tiny(*SETTINGS)
-    assert all("one_pair" in signs for signs in signs_of(without)[-2:])
+    assert collapsed_at_end(without), signs_of(without)
     survived(outcome, undisturbed)
     assert "router_collapse" in outcome.kinds
     assert "the balance bias moves four times as fast" in acts(outcome)
-    assert not any("one_pair" in signs for signs in signs_of(outcome)[-2:])
-    shares = [f"one pair in {of.validations[-1]['router']['pair_share']:.0%} of decisions" for of in (without, outcome)]
+    assert not collapsed_at_end(outcome), signs_of(outcome)
+    shown = [showing("pair_share", "with one pair in {:.0%} of decisions", of) for of in (without, outcome)]
     record(
         8,
         "Routers that come to use one pair of experts",
-        without=without._replace(measured=shares[0]),
-        with_guards=outcome._replace(measured=shares[1]),
+        without=shown[0],
+        with_guards=shown[1],
         clean=undisturbed,
+        plotted="share of the commonest pair",
     )
 
 
@@ -109,14 +117,22 @@ def test_routers_that_come_to_prefer_nothing(run_tiny, undisturbed, record):
     assert "router_collapse" in outcome.kinds
     assert "the routers' learning rate × 4" in acts(outcome)
     assert not any("uninformed" in signs for signs in signs_of(outcome)[-2:])
-    told = [f"choices tell {of.validations[-1]['router']['mutual_information']:.4f} nat" for of in (without, outcome)]
+    shown = [showing("mutual_information", "where choices tell {:.4f} nat", of) for of in (without, outcome)]
     record(
         8,
         "Routers that come to prefer nothing",
-        without=without._replace(measured=told[0]),
-        with_guards=outcome._replace(measured=told[1]),
+        without=shown[0],
+        with_guards=shown[1],
         clean=undisturbed,
+        plotted="what choices tell, nat",
     )
+
+
+def showing(measure: str, words: str, outcome: Outcome) -> Outcome:
+    """The outcome with a measure of the router in the place of the score."""
+    values = [row["router"][measure] for row in outcome.validations]
+    rows = [row | {"plotted": value} for row, value in zip(outcome.validations, values, strict=True)]
+    return outcome._replace(measured=words.format(values[-1]), validations=rows)
 
 
 def acts(outcome: Outcome) -> str:
