@@ -10,6 +10,8 @@ class CamoxError(Exception):
     """Base of every error a user can cause or cure; commands print its message without a traceback."""
 
     exit_code = 2
+    met_alone = False
+    """Whether one of several processes may meet it while the others know nothing of it: that one has to tell."""
 
 
 class ExperimentError(CamoxError):
@@ -18,6 +20,8 @@ class ExperimentError(CamoxError):
 
 class DataError(CamoxError):
     """A dataset, an image or a mask is missing, unreadable or not what its place says."""
+
+    met_alone = True
 
 
 class CheckpointError(CamoxError):
@@ -36,6 +40,12 @@ class TrainingStopped(CamoxError):  # noqa: N818  an outcome, not always a failu
     """A guard ended training before its last epoch; the last clean checkpoint is safe."""
 
     exit_code = 3
+
+
+class OutOfMemory(TrainingStopped):
+    """The device's memory is full."""
+
+    met_alone = True
 
 
 class TrainingPaused(CamoxError):  # noqa: N818  an outcome, not a failure

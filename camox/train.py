@@ -23,7 +23,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
-from camox.errors import CamoxError, DataError
+from camox.errors import CamoxError
 from camox.experiment import Experiment
 
 
@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
         rank = os.environ.get("RANK", "0")
         if rank == "0":
             sys.stderr.write(f"error: {error}\n")
-        elif isinstance(error, DataError):  # the one kind that a rank can meet alone, in its part of the data
+        elif error.met_alone:
             sys.stderr.write(f"error on process {rank}: {error}\n")
         return _told(error.exit_code)
     except KeyboardInterrupt:

@@ -4,9 +4,10 @@ python tools/benchmark.py step --json benchmarks/results/step.json
 python tools/benchmark.py moe --rounds 3
 python tools/benchmark.py step --from benchmarks/results/step.json --markdown docs/model.md
 
-Suites: `step`, a whole training step; `moe`, the mixtures of experts alone; `inspect`, the command that looks for NaN
-in a checkpoint (on Linux). What is compared is timed in interleaved rounds and, but for `inspect`, by process time (on
-a GPU by its own clock), so that neither a slow minute nor a neighbour on the machine favours one of them. The asked
+Suites: `step`, a whole training step, and the trainer's loop; `moe`, the mixtures of experts alone; `checkpoint`, how
+long saving keeps training waiting; `inspect`, the command that looks for NaN in a checkpoint (on Linux). What is
+compared is timed in interleaved rounds. Steps and mixtures are timed by process time (on a GPU by its own clock), so
+that neither a slow minute nor a neighbour on the machine favours one of them; the other two by wall time. The asked
 figures are stated for the default settings: with others they are not judged. With `--from` nothing is measured: the
 tables of a results file are shown, or written into a page.
 """
@@ -28,6 +29,7 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
 import torch
 from rich.console import Console
 
+from benchmarking.checkpoint import measure_checkpoints
 from benchmarking.inspection import measure_inspection
 from benchmarking.moe import measure_mixtures
 from benchmarking.report import Report, markdown_tables, show
@@ -42,10 +44,11 @@ SCRIPT = "tools/benchmark.py"
 SUITES: dict[str, Callable[[Settings], Report]] = {
     "step": measure_steps,
     "moe": measure_mixtures,
+    "checkpoint": measure_checkpoints,
     "inspect": measure_inspection,
 }
-OF_FILES = ("megabytes", "rounds")
-"""The settings that suite `inspect` has; the others have all but `megabytes`."""
+USED = {"checkpoint": ("device", "backbone", "width", "rounds"), "inspect": ("megabytes", "rounds")}
+"""The settings that these suites have; the others have all but `megabytes`."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -158,7 +161,7 @@ def _document(suite: str, settings: Settings, report: Report, arguments: list[st
 
 
 def _is_used(setting: str, suite: str) -> bool:
-    return setting in OF_FILES if suite == "inspect" else setting != "megabytes"
+    return setting in USED[suite] if suite in USED else setting != "megabytes"
 
 
 if __name__ == "__main__":

@@ -352,7 +352,7 @@ class Precision(Table):
     """Steps without overflow after which the scale of an fp16 loss doubles."""
 
     min_scale: float = Field(default=1.0, gt=0)
-    """A scale below this stops the run: the gradients are not finite at any scale."""
+    """A scale below this is a reason to roll back: the gradients are not finite at any scale."""
 
 
 class Ema(Table):

@@ -77,18 +77,22 @@ class SegmentationObjective:
                 others weigh what they weigh without them.
         """
         with torch.autocast(mask.device.type, enabled=False):
-            terms = {name: self._term(name, output, mask.float()) for name in self.weights}
+            terms = {
+                name: self._term(name, output, mask.float()) if weight > 0 else _silent(output.deep, len(mask))
+                for name, weight in self.weights.items()
+            }
             if weights is not None:
                 terms = {name: torch.where(weights > 0, values, 0.0) for name, values in terms.items()}
             terms = {name: values.mean() for name, values in terms.items()}
             total = torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()
         return Objective(total, terms)
 
-    def leave_out(self, name: str) -> None:
-        """Gives a term no weight any more. It is still computed: its part of the network keeps a gradient, of zeros."""
-        rest = sum(weight for term, weight in self.weights.items() if term != name)
-        assert rest > 0, name
-        self.weights = {term: 0.0 if term == name else weight / rest for term, weight in self.weights.items()}
+    def leave_out_deep(self) -> None:
+        """Gives deep supervision no weight any more. Its heads keep a gradient, of zeros, even if they give NaN:
+        without one, processes would wait for each other."""
+        rest = sum(weight for term, weight in self.weights.items() if term != "deep")
+        assert rest > 0
+        self.weights = {term: 0.0 if term == "deep" else weight / rest for term, weight in self.weights.items()}
 
     def _term(self, name: str, output: SegmentationOutput, mask: Tensor) -> Tensor:
         if name in FINAL_TERMS:
@@ -108,6 +112,11 @@ class SegmentationObjective:
             case "refinement":
                 return _coarse_structure(output.refinements or [output.deep[-1]], mask)
         raise AssertionError(name)
+
+
+def _silent(heads: list[Tensor], images: int) -> Tensor:
+    """`[B]` zeros that depend on the heads. Zero times NaN would be NaN, forward and backward."""
+    return torch.stack([(head.float().nan_to_num(0.0, 0.0, 0.0) * 0).sum() for head in heads]).sum().expand(images)
 
 
 def _coarse_structure(logits: list[Tensor], mask: Tensor) -> Tensor:

@@ -71,6 +71,7 @@ class BadSamples:
         Raises:
             DataError: they are more than may be.
         """
+        problems = list(dict.fromkeys(problems))  # what was rolled back met them twice
         if len(problems) > self.most * samples:
             more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
             raise DataError(
@@ -267,6 +268,8 @@ class Scores:
         self.explosion = explosion
         self._last: list[_Scored] = []
         self._best: _Scored | None = None
+        self._sound = 0
+        """Step of the last validation that was near the best: on a plateau the best itself may be long gone."""
         self._seen = 0
         self._since_lowered = 10**6
 
@@ -287,6 +290,9 @@ class Scores:
         finding = self._exploded(now) or self._declined()
         if self._best is None or is_better(now.mean, self._best.mean, self.monitor):
             self._best = now
+        mean, best = now.mean, self._best.mean
+        if mean <= 1.25 * best if is_better(0.0, 1.0, self.monitor) else mean >= 0.9 * best:
+            self._sound = step
         return finding
 
     def _exploded(self, now: "_Scored") -> Finding | None:
@@ -301,7 +307,7 @@ class Scores:
         details = {"score": mean, "best": best} | now.losses(self._best)
         if worse and not now.costs_more(self._best, RISEN):
             return Finding("dip", f"{message}, but the losses are as before", "note", "info", details)
-        return Finding("explosion", message, "roll_back", details=details, sound_until=self._best.step)
+        return Finding("explosion", message, "roll_back", details=details, sound_until=self._sound)
 
     def _declined(self) -> Finding | None:
         if not self.decline:
@@ -340,6 +346,7 @@ class Scores:
         return {
             "last": [list(scored) for scored in self._last],
             "best": None if self._best is None else list(self._best),
+            "sound": self._sound,
             "seen": self._seen,
             "since_lowered": self._since_lowered,
         }
@@ -347,4 +354,5 @@ class Scores:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._last = [_Scored(*scored) for scored in state["last"]]
         self._best = None if state["best"] is None else _Scored(*state["best"])
+        self._sound = state.get("sound", 0 if self._best is None else self._best.step)
         self._seen, self._since_lowered = state["seen"], state["since_lowered"]

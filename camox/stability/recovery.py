@@ -72,6 +72,25 @@ MOST_LEFT_OUT = 0.2
 """Share of the samples that may be left out. Where more were in steps that were not finite, none is at fault alone."""
 
 
+_REMEDIES = {
+    "loss_scale": "precision.dtype = bf16 or fp32 has no loss scale",
+    "skipped_steps": "the events of kind replay name the operation and the samples",
+    "router_gradients": "the events of kind replay name the operation and the samples",
+    "spike": "a lower optimizer.lr, or a longer schedule.warmup_epochs",
+    "explosion": "a lower optimizer.lr, or fewer epochs at it",
+    "decline": "a lower optimizer.lr, or fewer epochs at it",
+    "validation": "a lower optimizer.lr, or precision.dtype = bf16 or fp32",
+    "checkpoint": "a lower optimizer.lr, or precision.dtype = bf16 or fp32",
+}
+
+
+def remedy(kind: str) -> str:
+    """What to try where recovery could not help, by the kind of the finding; empty where the finding itself says it."""
+    if kind not in _REMEDIES:
+        return ""
+    return f"; to try, in a new run that experiment.init_from may start from a checkpoint: {_REMEDIES[kind]}"
+
+
 class RollBack(Exception):  # noqa: N818  a request, not an error
     """A guard asks for an earlier state."""
 
@@ -141,7 +160,9 @@ class Recovery:
                 return Act("adjust", text)
             case "roll_back":
                 if self.rollbacks >= self.max_rollbacks:
-                    return Act("stop", f"all {self.max_rollbacks} rollbacks of stability.policy are used up")
+                    used = f"all {self.max_rollbacks} rollbacks of stability.policy are used up"
+                    none = "stability.policy.max_rollbacks = 0 allows no rollback"
+                    return Act("stop", used if self.max_rollbacks else none)
                 return Act("roll_back", "")
         return Act("note", "")
 
@@ -169,6 +190,14 @@ class Recovery:
         if rung == "no_deep_supervision":
             changes.append("deep supervision off")
         return ", ".join(changes)
+
+    def recall(self, books: dict[str, Any], step: int) -> None:
+        """Takes over the books of a run that was killed and goes on after step `step`: what began at a later one, whose
+        number comes a second time, begins there."""
+        self.load_state_dict(books)
+        now = self.adjustments
+        noise = None if now.noise_from is None else min(now.noise_from, step)
+        self.adjustments = replace(now, warmup_from=min(now.warmup_from, step), noise_from=noise)
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -38,9 +38,10 @@ class SpikeDetector:
         median = self._last.nanmedian(dim=1).values
         deviation = 1.4826 * (self._last - median[:, None]).abs().nanmedian(dim=1).values
         limit = median + self.threshold * torch.maximum(deviation, self._least * median)
-        far = (values > limit).any() & (self._count >= FEWEST)
         finite = values.isfinite().all()
-        self._in_a_row = torch.where(far, self._in_a_row + 1, 0)
+        far = (values > limit).any() & (self._count >= FEWEST)
+        # What is not finite, as fp16 routinely overflows, neither belongs to a row of far ones nor ends it.
+        self._in_a_row = torch.where(finite, torch.where(far, self._in_a_row + 1, 0), self._in_a_row)
         keep = finite & ~far
         slot = torch.arange(WINDOW, device=values.device) == self._count % WINDOW
         self._last = torch.where(slot & keep, values[:, None], self._last)

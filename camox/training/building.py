@@ -10,7 +10,7 @@ from torch import nn
 
 from camox.data.loading import EvalSet
 from camox.data.samples import Source
-from camox.data.sources import Subset, open_training_sources
+from camox.data.sources import Subset, open_sources, open_training_sources
 from camox.errors import CheckpointError
 from camox.experiment import Experiment
 from camox.inference.loaded_model import load_model
@@ -44,6 +44,16 @@ def open_data(experiment: Experiment) -> tuple[Source | Subset, Source | Subset]
         data.val_fraction,
         experiment.experiment.seed,
     )
+
+
+def require_test_data(experiment: Experiment) -> None:
+    """Opens the experiment's test sources, to find a wrong path now and not after 200 epochs.
+
+    Raises:
+        DataError: one is missing, empty or not what its layout says.
+    """
+    if experiment.data.test:
+        open_sources([source.plain() for source in experiment.data.test], split="test")
 
 
 def build_network(experiment: Experiment, device: torch.device, trained: bool = True) -> CamoXpert:
@@ -117,11 +127,13 @@ def build_validator(
     beat: Callable[[str], None],
     heed: Callable[[], None],
 ) -> Validator:
-    """Scores networks on held-out samples, by the step's objective. `beat` is told of each batch, and `heed` called
+    """Scores networks on held-out samples. `beat` is told of each batch, and `heed` called
     after each that all processes have: it may end the validation by raising `Interrupted` on all of them."""
     data, measures = experiment.data, experiment.validation.measures
     samples = EvalSet(held_out, data.image_size)
-    return Validator(step.accelerator, samples, step.objective, measures, data.batch_size, data.workers, beat, heed)
+    # Not the step's own: recovery may leave out a part of that, and losses would no longer compare.
+    objective = SegmentationObjective(experiment.loss.plain())
+    return Validator(step.accelerator, samples, objective, measures, data.batch_size, data.workers, beat, heed)
 
 
 def build_saver(experiment: Experiment, step: TrainingStep, folder: RunFolder, reporter: Reporter) -> Saver:

@@ -117,6 +117,8 @@ def replay(step: TrainingStep, attempted: Attempted, experiment: Experiment, sou
                     return Replayed(culprit, tuple(source.names[indices[row]] for row in rows))
     except torch.OutOfMemoryError:
         return Replayed(None, failure="the step does not fit in this device's memory in fp32: replay it on a CPU")
+    except Exception as error:  # noqa: BLE001  other processes wait for what this one has found, and a run must go on
+        return Replayed(None, failure=f"the step could not be taken again: {type(error).__name__}: {error}")
     return Replayed(None)
 
 

@@ -20,6 +20,7 @@ from camox.checkpoints.store import (
 )
 from camox.errors import CamoxError, CheckpointError, ExperimentError
 from camox.experiment import Experiment
+from camox.stability.recovery import Recovery
 from camox.stability.watchdog import MEETING_FOLDER
 from camox.training.environment import describe_environment
 
@@ -85,13 +86,17 @@ class RunFolder:
         metrics = self.path / "metrics.jsonl"
         return bool(list_checkpoints(self.path)) or (metrics.exists() and metrics.stat().st_size > 0)
 
-    def last_sound(self, step: int) -> Path | None:
-        """The newest checkpoint that is intact, finite and from step `step` or before, None where there is none."""
-        for checkpoint in reversed(list_checkpoints(self.path)):
-            # Damaged since it was written: `camox inspect` says how.
-            if read_manifest(checkpoint).step <= step and find_trouble(checkpoint) is None:
-                return checkpoint
-        return None
+    def last_sound(self, step: int, or_first: bool = False) -> Path | None:
+        """The newest checkpoint that is intact, finite and from step `step` or before, None where there is none.
+
+        Args:
+            or_first: whether to take the oldest of all that are intact and finite instead of none.
+        """
+        ours = list_checkpoints(self.path)
+        before = [checkpoint for checkpoint in ours if read_manifest(checkpoint).step <= step]
+        # Some may have been damaged since they were written: `camox inspect` says how.
+        candidates = [*reversed(before), *(ours[len(before) :] if or_first else ())]
+        return next((checkpoint for checkpoint in candidates if find_trouble(checkpoint) is None), None)
 
     def note_recovery(self, books: Mapping[str, Any]) -> None:
         """Keeps what recovery has done: a kill before the next checkpoint must not make it forget."""
@@ -106,11 +111,12 @@ class RunFolder:
         path = self.path / RECOVERY_FILE
         try:
             books = json.loads(path.read_text(encoding="utf-8"))
+            Recovery(0, 1.0, 0, ()).load_state_dict(books)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path}: cannot be read: {error}. Remove it to go on without it.") from error
-        return books
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise CheckpointError(f"{path}: cannot be read: {error!r}. Remove it to go on without it.") from error
+        return dict(books)
 
     def set_aside_after(self, checkpoint: Path | None) -> None:
         """Moves the checkpoints that came after one of this run (None: all) to `abandoned/`, whole."""

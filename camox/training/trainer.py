@@ -13,13 +13,12 @@ from accelerate.utils import gather_object, set_seed
 
 from camox.checkpoints.store import Checkpoint, list_checkpoints
 from camox.data.loading import TrainBatch
-from camox.data.sources import open_sources
-from camox.errors import CheckpointError, DataError, NotFinite, TrainingPaused, TrainingStopped
+from camox.errors import CheckpointError, DataError, NotFinite, OutOfMemory, TrainingPaused, TrainingStopped
 from camox.experiment import Experiment, ResolvedPhase
 from camox.inference.evaluation import evaluate
 from camox.models.backbone import STRIDES
 from camox.stability.guards import Finding, Proposal
-from camox.stability.recovery import RollBack
+from camox.stability.recovery import RollBack, remedy
 from camox.tracking.console import TrainingProgress
 from camox.tracking.events import Severity
 from camox.training.announcement import announce, say_done
@@ -32,6 +31,7 @@ from camox.training.building import (
     build_validator,
     build_watchdog,
     open_data,
+    require_test_data,
     wrap_for_training,
 )
 from camox.training.interruption import SAVE, STOP, TROUBLE, Interrupted, Requests
@@ -94,8 +94,10 @@ class Trainer:
                 self._build()
                 if checkpoint is not None:
                     self._restore(open_to_resume(checkpoint))
-                elif self.recovery.max_rollbacks:
-                    self.beginning = self.state.remember(self.at)
+                else:
+                    self._recall()
+                    self._adjust()
+                    self.beginning = self.state.remember(self.at) if self.recovery.max_rollbacks else None
                 self._introduce()
                 if self.accelerator.device.type == "cuda":
                     try_largest_phases(self.experiment, self.accelerator, self.training_step)
@@ -104,7 +106,7 @@ class Trainer:
                 # Left to the interpreter's end, the threads of gloo abort the process now and then.
                 self.accelerator.end_training()
             except torch.OutOfMemoryError as error:
-                failure = self._stop("memory", out_of_memory(self.experiment))
+                failure = OutOfMemory(str(self._stop("memory", out_of_memory(self.experiment))))
                 self._close(failure)
                 raise failure from error
             except BaseException as error:
@@ -121,11 +123,8 @@ class Trainer:
         if settings.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
             torch.use_deterministic_algorithms(True, warn_only=True)
-        data = experiment.data
         self.train_source, self.held_out = open_data(experiment)
-        if data.test:  # opened here already: not after 200 epochs should a wrong path be found
-            open_sources([source.plain() for source in data.test], split="test")
-
+        require_test_data(experiment)
         self.network = build_network(experiment, accelerator.device)
         self.training_step = build_training_step(experiment, accelerator, self.network)
         self.optimizer, self.average = self.training_step.optimizer, self.training_step.average
@@ -215,7 +214,7 @@ class Trainer:
         progress.start_epoch(phase.name, at.epoch + 1, steps)
         clock = Clock()
         batches = iter(self.loader)
-        done = at.batch // phase.accumulate
+        done = -(-at.batch // phase.accumulate)  # upwards: an epoch's last window may be shorter
         # Validation reads what the last step has set, and that step may have been taken before a resume.
         self.network.anneal_routing_noise(self._controls(at.epoch + done / steps, at.step).noise_share)
         for number in range(done, steps):
@@ -332,7 +331,8 @@ class Trainer:
         at = self.at
         with suppress(CheckpointError):  # what is being written now is not wanted any more
             self.saver.settle(wait=True)
-        source = once(self.accelerator, lambda: self.folder.last_sound(finding.sound_until))
+        sound, start = finding.sound_until, self.beginning is None  # of a resumed run nobody has the beginning
+        source = once(self.accelerator, lambda: self.folder.last_sound(sound, or_first=start))
         of_ranks = gather_object([self.watch.suspects()])
         suspects = set[int]().union(*(bad for bad, _ in of_ranks)).difference(*(good for _, good in of_ranks))
         changes = self.recovery.roll_back(at.step, suspects, len(self.train_source))
@@ -343,7 +343,7 @@ class Trainer:
             self.at = self.state.restore(self.beginning.state, self.beginning, "the beginning")
             once(self.accelerator, lambda: self.folder.set_aside_after(None))
         else:
-            raise self._stop(finding.kind, f"{finding.message}; no checkpoint is from before that")
+            raise self._stop(finding.kind, f"{finding.message}; there is no checkpoint to go back to")
         self.recovery.load_state_dict(books)
         # Steps keep their numbers: a tracker would drop what comes a second time.
         self.at.step, self.at.attempt = at.step, at.attempt + 1
@@ -363,7 +363,7 @@ class Trainer:
         if adjustments.noise_from is not None:
             self.network.set_routing_noise(max(1.0, moe.router.noise))
         if not adjustments.deep_supervision:
-            self.training_step.objective.leave_out("deep")
+            self.training_step.objective.leave_out_deep()
 
     # ---- validation and checkpoints
 
@@ -431,12 +431,17 @@ class Trainer:
         if path not in list_checkpoints(self.folder.path):
             self.saver.best = {}  # of another folder: there is nothing here yet to be better than
         best = f"epoch_{self.saver.best['epoch']:04d}" if self.saver.best else None
-        noted = once(self.accelerator, self.folder.noted_recovery)
-        if noted is not None and noted["acts"] > self.recovery.acts and path in list_checkpoints(self.folder.path):
-            self.recovery.load_state_dict(noted)
-            self.at.attempt = max(self.at.attempt, self.recovery.rollbacks)
+        if path in list_checkpoints(self.folder.path):
+            self._recall()
         self._adjust()
         once(self.accelerator, lambda: self.folder.go_on_from(path, best))
+
+    def _recall(self) -> None:
+        """Takes over what recovery did since the state that the run goes on from was saved, or began."""
+        noted = once(self.accelerator, self.folder.noted_recovery)
+        if noted is not None and noted["acts"] > self.recovery.acts:
+            self.recovery.recall(noted, self.at.step)
+            self.at.attempt = max(self.at.attempt, self.recovery.rollbacks)
 
     # ---- the end
 
@@ -459,13 +464,14 @@ class Trainer:
         # Dropped by name: left to the garbage collector, each loader's workers would be waited for, 5 s each.
         for loader in ("loader", "validator"):
             vars(self).pop(loader, None)
-        self._event("end", reason, severity="info" if code == 0 else "error", details={"code": code})
-        self.reporter.close()
-        # An unreadable sample, or a bug, may be met by one process alone; the others only see it go.
-        if self.accelerator.is_main_process or isinstance(error, DataError) or code == 1:
+        with suppress(OSError):  # a full disk: the error itself matters more
+            self._event("end", reason, severity="info" if code == 0 else "error", details={"code": code})
+            self.reporter.close()
+        # Such an error, or a bug, may be met by one process alone; the others only see it go.
+        if self.accelerator.is_main_process or getattr(error, "met_alone", False) or code == 1:
             try:
                 self.folder.close(code, reason)
-            except OSError as failure:  # a full disk: the error itself matters more
+            except OSError as failure:
                 self.console.warning(f"exit.json could not be written: {failure}")
 
     def _stop(self, kind: str, reason: str) -> TrainingStopped:
@@ -473,7 +479,7 @@ class Trainer:
         self.saver.look(wait=True)  # what is being written is the last checkpoint, if it goes well
         clean = list_checkpoints(self.folder.path)
         where = f"the last clean checkpoint is {clean[-1]}" if clean else "there is no checkpoint yet"
-        message = f"stopped at step {self.at.step} (epoch {self.at.epoch}): {reason}; {where}"
+        message = f"stopped at step {self.at.step} (epoch {self.at.epoch}): {reason}; {where}{remedy(kind)}"
         self._event(kind, message, severity="error")
         return TrainingStopped(message)
 

@@ -85,3 +85,12 @@ def test_an_error_in_one_process_ends_the_job_and_is_the_reason_given(file):
     run = file.parent / "tiny"
     done = launch(SCRIPT, "raises", str(file), "--output", str(run.parent), timeout=200)
     assert ended(done, run) == (1, "process 1: ValueError: the camera bit")
+
+
+def test_memory_that_is_full_in_one_process_is_told_by_that_one(file):
+    run = file.parent / "tiny"
+    done = launch(SCRIPT, "fills", str(file), "--output", str(run.parent), timeout=200)
+    code, reason = ended(done, run)
+    assert code == 3
+    assert "memory is full: lower data.batch_size" in reason
+    assert f"error on process 1: {reason}" in done.stderr

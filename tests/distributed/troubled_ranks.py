@@ -1,7 +1,7 @@
 """Run by `accelerate launch` in two processes: trains as camox/train.py does, with trouble in process 1's data.
 
-Arguments: "stalls" or "raises", from the second epoch on, then those of camox/train.py. Processes that the launcher
-has restarted have no trouble. The file that REACHED names says that it has come.
+Arguments: "stalls", "raises" or "fills" (its memory), from the second epoch on, then those of camox/train.py. Processes
+that the launcher has restarted have no trouble. The file that REACHED names says that it has come.
 """
 
 import os
@@ -30,6 +30,8 @@ def meddle(trouble: str) -> None:
                 Path(reached).touch()
             if trouble == "raises":
                 raise ValueError("the camera bit")
+            if trouble == "fills":
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
             wait_for_a_disk()
         return load(dataset, epoch, index)
 

@@ -205,6 +205,23 @@ def test_half_precision_of_large_magnitude_has_finite_values_and_gradients(dtype
     assert all(leaf.grad.isfinite().all() for leaf in output.leaves())
 
 
+def test_deep_supervision_that_gives_nan_can_be_left_out():
+    objective = SegmentationObjective(WEIGHTS)
+    output, mask = maps(), blob()
+    without = SegmentationObjective({name: weight for name, weight in WEIGHTS.items() if name != "deep"})
+    expected = without(output, mask).total
+    with torch.no_grad():
+        for head in output.deep:
+            head.fill_(float("nan"))
+    assert objective(output, mask).total.isnan()
+    objective.leave_out_deep()
+    found = objective(output, mask)
+    torch.testing.assert_close(found.total, expected)
+    found.total.backward()
+    for head in output.deep:
+        assert torch.equal(head.grad, torch.zeros_like(head))
+
+
 def test_autocast_changes_nothing():
     plain = SegmentationObjective(ALL)(maps(), blob()).total
     with torch.autocast("cpu", dtype=torch.bfloat16):

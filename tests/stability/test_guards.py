@@ -149,6 +149,13 @@ def test_less_than_half_of_the_best_is_an_explosion():
     assert (last.proposal, last.kind, last.sound_until) == ("roll_back", "explosion", 200)
 
 
+def test_on_a_plateau_an_explosion_goes_back_to_its_end_and_not_to_the_best():
+    """Of a best that is long gone there may be no checkpoint any more, and the whole run would begin anew."""
+    *_, last = validations(0.6, 0.7, *20 * [0.69], 0.5, 0.3, decline=False)
+    assert last is not None
+    assert (last.kind, last.sound_until) == ("explosion", 2200)
+
+
 def test_a_measure_that_falls_alone_while_the_loss_does_too_is_a_model_that_has_hardly_begun():
     *before, dip = validations(0.2, 0.21, 0.07, losses=(1.55, 1.53, 1.50))
     assert before == [None] * 2
@@ -212,3 +219,8 @@ def test_too_many_bad_samples_in_an_epoch_end_the_run():
     problems = [f"sample {number} (frog_{number}.jpg): truncated" for number in range(3)]
     with pytest.raises(DataError, match=r"frog_0\.jpg.* and 2 more: 3 of 200 .*max_bad_samples = 0\.01"):
         BadSamples(most=0.01).after_epoch(problems, samples=200)
+
+
+def test_a_bad_sample_that_is_met_again_after_a_rollback_counts_once():
+    (finding,) = BadSamples(most=0.01).after_epoch(2 * ["sample 3 (frog.jpg): truncated"], samples=100)
+    assert finding.kind == "bad_sample"

@@ -117,3 +117,15 @@ def test_the_books_go_on_after_a_resume():
     twin.load_state_dict(one.state_dict())
     assert twin.state_dict() == one.state_dict()
     assert twin.adjustments == one.adjustments
+
+
+def test_after_a_kill_the_rate_rises_from_where_the_run_goes_on():
+    """Not from the step of the rollback, which lies far ahead: up to there the rate would be 0."""
+    one, later = recovery(), recovery()
+    one.roll_back(1000, [7], 50)
+    one.decide(finding("calm_routers", "router_collapse"), 1000)
+    one.decide(finding("calm_routers", "router_collapse"), 1000)
+    later.recall(one.state_dict(), 100)
+    assert [later.adjustments.rate_at(step) for step in (125, 150, 1000)] == [0.35, 0.7, 0.7]
+    assert later.adjustments.noise_at(350) == 0.5
+    assert (later.rollbacks, later.left_out) == (1, {7})

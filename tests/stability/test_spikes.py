@@ -59,6 +59,12 @@ def test_steps_that_are_not_finite_leave_no_trace():
     assert one.state_dict()["count"] == other.state_dict()["count"] == 20
 
 
+def test_an_overflow_neither_counts_as_far_nor_ends_a_row_of_far_steps():
+    quiet, inf = [1.0 + 0.01 * (step % 3) for step in range(20)], float("inf")
+    assert not any(fed(detector(), [*quiet, inf, inf, inf, 1.0, 9.0, 9.0]))
+    assert fed(detector(), [*quiet, 9.0, 9.0, inf, 9.0])[-1]
+
+
 def test_a_state_goes_on_after_a_resume_and_a_reset_forgets_all():
     one, twin = detector(), detector()
     fed(one, [1.0 + 0.1 * (step % 5) for step in range(90)] + [9.0])

@@ -16,7 +16,7 @@ from rich.console import Console
 from torch import nn
 
 from benchmark import main
-from benchmarking import counters, cuda, report, step, timing
+from benchmarking import counters, cuda, loop, report, step, timing
 from benchmarking.counters import count_calls, multiply_adds, parameter_count
 from benchmarking.moe import Mixtures
 from benchmarking.networks import VARIANTS, build_network
@@ -287,7 +287,8 @@ def test_the_first_wait_is_reported_and_other_errors_are_raised(sync_modes):
 def measure(suite: str, file: Path, monkeypatch) -> dict:
     """What the suite writes at toy size, with one routing per count instead of several."""
     monkeypatch.setattr(counters, "DRAWS", 1)
-    monkeypatch.setattr(timing, "ROUTINGS", 1)
+    for module in (timing, loop):
+        monkeypatch.setattr(module, "ROUTINGS", 1)
     monkeypatch.setattr(step, "BACKBONES", {"resnet10t": "some network"})
     sizes = {"--backbone": "resnet10t", "--width": 8, "--image-size": 64, "--batch": 2, "--rounds": 1}
     assert main([suite, "--json", str(file), *(str(word) for pair in sizes.items() for word in pair)]) == 0
@@ -324,8 +325,10 @@ def test_step_measures_every_variant(tmp_path, monkeypatch, capsys):
     assert set(found["ratios"]["step time"]) == {f"sparse / {name}" for name in others}
     assert found["results"]["backbones alone"]["resnet10t"]["units_per_image"]["median"] > 0
     assert found["ratios"]["saved bytes"]["sparse / dense"] < 1
+    trainer, bare = (found["results"]["loops"][name]["process_seconds"]["median"] for name in ("trainer", "bare"))
+    assert found["ratios"]["loop time"]["trainer / bare"]["median"] == pytest.approx(trainer / bare, rel=1e-3)
     measured = {target["what"]: target["measured"] for target in found["targets"]}
-    assert len(measured) == 8
+    assert len(measured) == 9
     assert measured["sparse, host copies per forward"] == 1
     assert {target["met"] for target in found["targets"]} == {None}  # stated for other settings
     assert "sparse / per_image_loop" in capsys.readouterr().out

@@ -84,6 +84,33 @@ def test_looking_leaves_nothing_behind(tiny_experiment):
             assert torch.equal(value, statistics[name]), name
 
 
+def test_a_run_on_a_gpu_looks_before_its_first_step(tiny_experiment, monkeypatch):
+    from camox.training import trainer as trainer_module
+
+    class OnGpu:
+        """The accelerator, but for the name of its device before training."""
+
+        type = "cuda"
+
+    looked: list[int] = []
+    monkeypatch.setattr(trainer_module, "try_largest_phases", lambda *_: looked.append(1))
+    introduce = trainer_module.Trainer._introduce
+
+    def introduce_on_gpu(trainer: Any) -> None:
+        introduce(trainer)
+        patch.setattr(type(trainer.accelerator), "device", OnGpu())
+
+    def train_on_cpu(trainer: Any) -> None:
+        patch.undo()
+
+    with pytest.MonkeyPatch.context() as patch:
+        monkeypatch.setattr(trainer_module.Trainer, "_introduce", introduce_on_gpu)
+        monkeypatch.setattr(trainer_module.Trainer, "_train", train_on_cpu)
+        monkeypatch.setattr(trainer_module.Trainer, "_finish", lambda trainer: None)
+        trainer_module.Trainer(tiny_experiment(), None, Accelerator(cpu=True)).run()
+    assert looked == [1]
+
+
 def test_a_run_is_the_same_after_looking(tiny_experiment, tmp_path, monkeypatch):
     from camox.checkpoints.store import list_checkpoints
     from camox.training.trainer import Trainer

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from camox.experiment import ResolvedPhase
+from camox.stability.recovery import Adjustments
 from camox.training.phases import begins_stage, controls_at, frozen_stages, phase_of
 
 
@@ -85,3 +86,16 @@ def test_routing_noise_and_balance_follow_their_own_settings(tiny_experiment):
     assert controls.noise_share == pytest.approx(0.6)
     off = tiny_experiment("model.moe.balance.kind=none")
     assert controls_at(2.0, off, off.phases_resolved()[1], reductions=0).balance_coefficient == 0
+
+
+def test_what_recovery_has_changed_is_in_the_controls(tiny_experiment):
+    experiment = tiny_experiment("phases.full.epochs=9", "model.moe.balance.warmup_epochs=4")
+    changed = Adjustments(
+        rate=0.5, router_rate=0.1, router_clip=0.25, balance_coefficient=10.0, balance_warmup=2.0, noise_from=100
+    )
+    phase = experiment.phases_resolved()[1]
+    plain = controls_at(2.0, experiment, phase, reductions=0)
+    controls = controls_at(2.0, experiment, phase, 0, changed, step=350)
+    assert controls.learning_rate == pytest.approx(0.5 * plain.learning_rate)
+    assert controls.balance_coefficient == pytest.approx(10 * plain.balance_coefficient / 2)
+    assert (controls.router_rate, controls.router_clip, controls.noise_share) == (0.1, 0.25, 0.5)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from camox.models.balance import RoutingObjective
 from camox.models.camoxpert import CamoXpert
 from camox.stability.guards import StepReport
 from camox.stability.spikes import SpikeDetector
+from camox.training import step as step_module
 from camox.training.ema import WeightAverage
 from camox.training.optimization import build_optimizer
 from camox.training.phases import TrainingShell
@@ -90,6 +92,15 @@ def test_a_step_trains_every_part(bench):
     for part in ("model/backbone", "model/routers", "model/mixtures", "model/heads", "ema/heads", "model/balances"):
         names = [name for name in before if name.startswith(part)]
         assert any(not torch.equal(before[n], after[n]) for n in names), part
+
+
+def test_recovery_can_tighten_the_routers_clipping(monkeypatch):
+    limits = []
+    clip = step_module.clip_gradients
+    monkeypatch.setattr(step_module, "clip_gradients", lambda *given: limits.append(given[1:]) or clip(*given))
+    bench = Bench()
+    bench.step(bench.shell, [batch(0)], replace(CONTROLS, router_clip=0.5))
+    assert limits == [(0.05, 0.5)]
 
 
 @pytest.mark.filterwarnings("ignore:.*lr_scheduler.*")

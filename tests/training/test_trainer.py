@@ -210,6 +210,19 @@ def test_a_run_stopped_in_mid_epoch_goes_on_bit_for_bit(
     record(13, "SIGTERM in mid-epoch", with_guards=told)
 
 
+def test_a_run_stopped_after_an_epochs_shorter_last_window_goes_on_bit_for_bit(tiny_experiment, tmp_path):
+    """8 samples one by one, 3 to a step: the third step has 2, and there is no fourth."""
+    overrides = ("data.batch_size=1", "optimizer.accumulate=3", "data.image_size=64")
+    whole = train(tiny_experiment(*overrides, output=tmp_path / "whole"))
+    experiment = tiny_experiment(*overrides, output=tmp_path / "parts")
+    with stopped_after(3), pytest.raises(TrainingPaused):
+        train(experiment)
+    run = train(experiment, resume="auto")
+    assert numbers(run) == numbers(whole)
+    ours, theirs = ({path.name: bits(path) for path in list_checkpoints(of)} for of in (run, whole))
+    assert {name: ours[name] for name in theirs} == theirs
+
+
 @pytest.mark.parametrize("epoch", [1, 2])
 def test_a_run_stopped_in_a_validation_goes_on_bit_for_bit(tiny_experiment, tmp_path, epoch, monkeypatch):
     """A validation of thousands of images takes longer than a scheduler waits: it ends early, and is done anew."""

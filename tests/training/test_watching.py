@@ -8,8 +8,10 @@ import pytest
 
 from camox.errors import DataError
 from camox.stability.guards import Finding
+from camox.training.routing import Collapse, RoutingWatch
 from camox.training.watching import Watch
 from tests.stability.test_guards import IMAGES, report, skipped
+from tests.training.test_trainer import train
 
 
 def after_validations(*means: float) -> Callable[[Watch], list[Finding]]:
@@ -37,6 +39,17 @@ def test_on_it_finds_and_off_it_does_not(tiny_experiment, guard):
     watched, kind = CASES[guard]
     assert [finding.kind for finding in watched(Watch(tiny_experiment()))] == [kind]
     assert watched(Watch(tiny_experiment(f"stability.{guard}=false"))) == []
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_a_collapsed_router_is_told_in_any_case_and_helped_only_with_the_guard(tiny_experiment, monkeypatch, on):
+    collapse = Collapse("the router at stride 8 has collapsed", {"stride": 8})
+    monkeypatch.setattr(RoutingWatch, "evaluate", lambda *_: ({}, [collapse]))
+    experiment = tiny_experiment(f"stability.collapse={str(on).lower()}")
+    run = train(experiment)
+    kinds = [json.loads(line)["kind"] for line in (run / "events.jsonl").read_text().splitlines()]
+    assert kinds.count("router_collapse") == 2  # one in each epoch
+    assert ("recovery" in kinds) == on
 
 
 def test_without_the_guard_of_bad_samples_the_first_one_ends_the_run(tiny_experiment):

@@ -26,6 +26,9 @@ _HEADINGS = {
     "weights_bytes": "weights MB",
     "seconds_per_gigabyte": "s per GB",
     "anonymous_bytes": "anonymous MB",
+    "blocked_seconds": "training waits s",
+    "safe_seconds": "safe after s",
+    "disk_bytes": "MB on disk",
 }
 Rows = dict[str, dict[str, Any]]
 """Name of what was measured → figure → a number, `{"median", "least", "most"}` over rounds, or a text."""
@@ -78,6 +81,8 @@ def markdown_tables(document: Mapping[str, Any]) -> str:
     machine, versions, settings = document["machine"], document["versions"], document["settings"]
     if "megabytes" in settings:
         sizes = f"{settings['megabytes']} MB of weights"
+    elif "image_size" not in settings:
+        sizes = f"state of {settings['backbone']}, width {settings['width']}"
     else:
         sizes = f"{settings['backbone']}, {settings['image_size']}², batch {settings['batch']}, {settings['precision']}"
     where = (

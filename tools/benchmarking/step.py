@@ -1,5 +1,7 @@
 """Suite `step`: one whole training step of the sparse network against its twins, a rival, and rivals' backbones.
 
+And the trainer's loop against a bare one: see `benchmarking.loop`.
+
 The step is the trainer's own: forward, objective with the default weights, router losses, backward, clipping by group,
 fused AdamW, weight average, gradients dropped. With routing noise untrained
 routers choose all experts about equally often. Of the backbones only the forward and
@@ -9,17 +11,16 @@ backward pass is timed: less than a step of the networks that are built on them.
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from accelerate import Accelerator
 
 from benchmarking import cuda
 from benchmarking.counters import forward_counts
+from benchmarking.loop import BARE, TRAINER, measure_loops, noise
 from benchmarking.networks import build_network
 from benchmarking.report import Report, Rows, Target, quotient
 from benchmarking.rivals import BACKBONES, backbone_step
 from benchmarking.settings import PRECISIONS, Settings
 from benchmarking.timing import UNIT, Sample, Work, figures, interleaved, matrix_product, ratio, wall_ratio
-from camox.data.loading import TrainBatch
 from camox.experiment.schema import Balance, Ema, Loss, Optimizer, Stability
 from camox.losses.composite import SegmentationObjective
 from camox.models.balance import RoutingObjective
@@ -64,10 +65,14 @@ def measure_steps(settings: Settings) -> Report:
         for name, network in BACKBONES.items()
     }
     results["unit"] = {UNIT: figures(samples[UNIT])}
+    del works
+    loops = measure_loops(settings)
+    results["loops"] = {name: figures(of_loop) for name, of_loop in loops.items()}
 
     others = [name for name in VARIANTS if name != "sparse"]
     ratios: Rows = {
         "step time": {f"sparse / {name}": ratio(samples["sparse"], samples[name]) for name in [*others, *BACKBONES]},
+        "loop time": {f"{TRAINER} / {BARE}": ratio(loops[TRAINER], loops[BARE])},
         "saved bytes": {f"sparse / {name}": quotient(networks, "saved_bytes", "sparse", name) for name in others},
     }
     return Report(results, ratios, _targets(networks["sparse"], ratios), settings.of_targets)
@@ -100,20 +105,12 @@ def prepare(name: str, settings: Settings) -> Variant:
     )
     shell = accelerator.prepare(TrainingShell(network), device_placement=[False])
     controls = Controls(learning_rate=1e-5, balance_coefficient=balance.coefficient, noise_share=1.0)
-    batch = _batch(settings)
+    batch = noise(settings).to(settings.torch_device)
     return Variant(
         network,
         forward=lambda: shell(batch.images.float() / 255),
         step=lambda: training_step(shell, [batch], controls),
     )
-
-
-def _batch(settings: Settings) -> TrainBatch:
-    size = (settings.image_size, settings.image_size)
-    images = torch.randint(0, 256, (settings.batch, 3, *size), dtype=torch.uint8)
-    masks = torch.randint(0, 2, (settings.batch, 1, *size), dtype=torch.uint8)
-    indices, weights = torch.arange(settings.batch), torch.ones(settings.batch)
-    return TrainBatch(images, masks, indices, weights, []).to(settings.torch_device)
 
 
 def _counts(name: str, settings: Settings) -> dict[str, Any]:
@@ -141,6 +138,7 @@ def _targets(sparse: dict[str, Any], ratios: Rows) -> list[Target]:
         Target("step time, sparse / dense", 0.63, step_time["sparse / dense"]["median"]),
         Target("step time, sparse / static", 1.08, step_time["sparse / static"]["median"]),
         Target("step time, sparse / no_experts", 1.5, step_time["sparse / no_experts"]["median"]),
+        Target(f"loop time, {TRAINER} / {BARE}", 1.05, ratios["loop time"][f"{TRAINER} / {BARE}"]["median"]),
         Target("sparse, units per image", 8, sparse["units_per_image"]["median"]),
         Target("sparse, GMAC per image", 14, sparse["gmac_per_image"]),
         Target("sparse, million parameters", 30, sparse["parameters_millions"]),

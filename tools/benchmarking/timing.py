@@ -2,7 +2,8 @@
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -31,6 +32,10 @@ class Sample(NamedTuple):
     def cost(self) -> float:
         """What ratios are made of: the GPU's own time, or process time where there is none."""
         return self.process if self.device is None else self.device
+
+    def divided(self, calls: int) -> "Sample":
+        """What one of so many calls takes."""
+        return Sample(self.process / calls, self.wall / calls, None if self.device is None else self.device / calls)
 
 
 def added_up(samples: Sequence[Sample]) -> Sample:
@@ -71,7 +76,8 @@ def interleaved(works: Mapping[str, Work], rounds: int, device: torch.device) ->
         first = number % len(names)
         for name in names[first:] + names[:first]:
             torch.manual_seed(number % ROUTINGS)
-            samples[name].append(_time(works[name], device))
+            with timed(samples[name], device):
+                works[name]()
     return samples
 
 
@@ -106,16 +112,20 @@ def matrix_product(device: torch.device) -> Work:
     return lambda: left @ right
 
 
-def _time(work: Work, device: torch.device) -> Sample:
+@contextmanager
+def timed(samples: list[Sample], device: torch.device) -> Iterator[None]:
+    """Adds to `samples` what the block takes."""
     if device.type != "cuda":
         process, wall = time.process_time(), time.perf_counter()
-        work()
-        return Sample(time.process_time() - process, time.perf_counter() - wall, None)
+        yield
+        samples.append(Sample(time.process_time() - process, time.perf_counter() - wall, None))
+        return
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     torch.cuda.synchronize(device)
     process, wall = time.process_time(), time.perf_counter()
     start.record()
-    work()
+    yield
     end.record()
     end.synchronize()
-    return Sample(time.process_time() - process, time.perf_counter() - wall, start.elapsed_time(end) / 1000)
+    taken = time.process_time() - process, time.perf_counter() - wall
+    samples.append(Sample(*taken, start.elapsed_time(end) / 1000))
