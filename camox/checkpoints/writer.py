@@ -27,7 +27,7 @@ class BackgroundWriter(Generic[Written]):
     def __init__(self, in_background: bool = True):
         # Ends with the process, which waits for it: an interrupted program still finishes its checkpoint.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint") if in_background else None
-        self._host: dict[tuple[str, str], Tensor] = {}
+        self._host: dict[str, dict[str, Tensor]] = {}
         self._pending: Future[Written] | None = None
 
     def save(self, tensors: TensorGroups, write: Callable[[TensorGroups], Written]) -> None:
@@ -46,12 +46,17 @@ class BackgroundWriter(Generic[Written]):
     def copy(self, tensors: TensorGroups) -> TensorGroups:
         """The tensors in host memory, each by itself; valid until the next copy. Waits for the device once."""
         groups: dict[str, Mapping[str, Tensor]] = {}
-        for stem, group in tensors.items():
-            sources = [tensor.detach() for tensor in group.values()]
-            targets = [self._buffer((stem, name), source) for name, source in zip(group, sources, strict=True)]
-            for target, source in zip(targets, sources, strict=True):
-                target.copy_(source, non_blocking=True)
-            groups[stem] = dict(zip(group, targets, strict=True))
+        with torch.no_grad():
+            for stem, group in tensors.items():
+                known = self._host.setdefault(stem, {})
+                # Thousands of tensors, most of them small: what is done for each costs as much as copying it.
+                for name, source in group.items():
+                    target = known.get(name)
+                    if target is None or target.shape != source.shape or target.dtype != source.dtype:
+                        target = torch.empty(source.shape, dtype=source.dtype, pin_memory=source.is_cuda)
+                        known[name] = target
+                    target.copy_(source, non_blocking=True)
+                groups[stem] = {name: known[name] for name in group}
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         return groups
@@ -64,10 +69,3 @@ class BackgroundWriter(Generic[Written]):
         """The result of the last save, waiting for it; None where it was given already. Raises what writing raised."""
         pending, self._pending = self._pending, None
         return None if pending is None else pending.result()
-
-    def _buffer(self, key: tuple[str, str], like: Tensor) -> Tensor:
-        known = self._host.get(key)
-        if known is None or known.shape != like.shape or known.dtype != like.dtype:
-            known = torch.empty(like.shape, dtype=like.dtype, pin_memory=like.is_cuda)
-            self._host[key] = known
-        return known

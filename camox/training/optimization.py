@@ -105,11 +105,13 @@ def _combine(norms: Iterable[Tensor]) -> Tensor:
     return torch.stack([norm.float() for norm in norms]).norm()
 
 
-def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state by parameter name: `<parameter>/exp_avg`, `<parameter>/step`, …"""
+def optimizer_tensors(
+    parameters: Iterable[tuple[str, nn.Parameter]], optimizer: torch.optim.Optimizer
+) -> dict[str, Tensor]:
+    """The optimizer's state of named parameters: `<parameter>/exp_avg`, `<parameter>/step`, …"""
     return {
         f"{name}/{key}": value
-        for name, parameter in model.named_parameters()
+        for name, parameter in parameters
         for key, value in optimizer.state.get(parameter, {}).items()
     }
 

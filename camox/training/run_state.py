@@ -17,6 +17,7 @@ from camox.tracking.console import counted
 from camox.training.ema import WeightAverage
 from camox.training.meters import Meters
 from camox.training.optimization import load_optimizer_tensors, optimizer_tensors
+from camox.training.state_entries import StateEntries
 from camox.training.telemetry import Scores
 
 
@@ -72,6 +73,10 @@ class RunState:
         self.network = network
         self.optimizer = optimizer
         self.average = average
+        # Walked once: a walk for each save takes as long as to copy a tenth of a gigabyte.
+        self._parameters = list(network.named_parameters())
+        self._network_state = StateEntries(network)
+        self._average_state = None if average is None else StateEntries(average.model)
         self.parts = parts
         self.meters = meters
         self.image_size = image_size
@@ -90,10 +95,10 @@ class RunState:
 
     def tensors(self) -> TensorGroups:
         """The tensors themselves, not copies. Collective; the same on all ranks but for what is a rank's own."""
-        groups: dict[str, Mapping[str, Tensor]] = {"model": self.network.state_dict()}
-        if self.average is not None:
-            groups["ema"] = self.average.state_tensors()
-        groups["optimizer"] = optimizer_tensors(self.network, self.optimizer)
+        groups: dict[str, Mapping[str, Tensor]] = {"model": self._network_state.tensors()}
+        if self._average_state is not None:
+            groups["ema"] = self._average_state.tensors()
+        groups["optimizer"] = optimizer_tensors(self._parameters, self.optimizer)
         of_ranks = gather_object([self._of_this_rank()])
         return groups | {f"rng_{rank}": tensors for rank, tensors in enumerate(of_ranks)}
 

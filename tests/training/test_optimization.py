@@ -107,7 +107,7 @@ def test_state_by_name_continues_bit_for_bit(network):
     for parameter in network.backbone.parameters():
         parameter.grad = None  # frozen until now: no state yet
     optimizer.step()
-    saved = {name: value.clone() for name, value in optimizer_tensors(network, optimizer).items()}
+    saved = {name: value.clone() for name, value in optimizer_tensors(network.named_parameters(), optimizer).items()}
     assert not any(name.startswith("backbone") for name in saved)
 
     twin = CamoXpert("resnet10t", width=8)
