@@ -47,7 +47,7 @@ def test_inspect_measures_the_command_and_its_rivals(tmp_path, capsys):
 
 
 def test_the_peak_of_anonymous_memory_is_that_of_the_process():
-    held = "import time; held = bytearray(b'x') * 200_000_000; del held"
+    held = "import time; held = bytearray(b'x') * 200_000_000; time.sleep(0.5); del held"
     assert 200e6 < inspection.run_process([sys.executable, "-c", held]).anonymous < 250e6
 
 
