@@ -22,6 +22,8 @@ from camox.errors import CheckpointError
 _DEEPEST, _MOST_VISITS, _MOST_ENTRIES = 100, 100, 20_000_000
 """Levels of lists and tables in each other, places that one of them stands in, and entries in all: far more than any
 checkpoint has."""
+_USUAL_TABLES = ("state_dict", "model_state_dict", "model", "network", "net")
+"""Names under which programs keep a network's weights beside other things."""
 _SPARE_BYTES = 1 << 30
 """What tensors may take beyond eight times their file before they are held for an attack on memory."""
 
@@ -55,6 +57,38 @@ def read_legacy(path: str | Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{path}: holds no tensors: not a checkpoint")
     _refuse_bomb(path, tensors)
     return tensors
+
+
+def weights_of(tensors: Mapping[str, torch.Tensor], table: str | None, path: str | Path) -> dict[str, torch.Tensor]:
+    """A network's weights among all tensors of a file, named as the network itself names them.
+
+    What wrappers put before every name goes: "module." of DataParallel, "_orig_mod." of compiled models.
+
+    Args:
+        tensors: by dotted name, as `read_legacy` gives them.
+        table: the dotted name of the table to take; None for the first of the usual ones, or else the whole file.
+        path: of the file, for messages.
+
+    Raises:
+        CheckpointError: there is no such table, or it holds NaN or Inf.
+    """
+    tables = sorted({name.split(".")[0] for name in tensors})
+    if table is None:
+        table = next((usual for usual in _USUAL_TABLES if usual in tables), "")
+    prefix = f"{table}." if table else ""
+    chosen = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    if not chosen:
+        raise CheckpointError(f"{path}: holds no table {table}: give one of {', '.join(tables[:8])} as --table")
+    for wrapper in ("module.", "_orig_mod.", "module."):
+        if all(name.startswith(wrapper) for name in chosen):
+            chosen = {name.removeprefix(wrapper): tensor for name, tensor in chosen.items()}
+    bad = [name for name, tensor in chosen.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if bad:
+        raise CheckpointError(
+            f"{path}: NaN or Inf in {len(bad)} of {len(chosen)} tensors, such as {bad[0]}: take an earlier checkpoint; "
+            "camox inspect lists them all"
+        )
+    return chosen
 
 
 def _refuse_bomb(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -212,8 +212,8 @@ def _create_from_file(name: str, weights: Path) -> Any:
         raise ExperimentError(f"model.weights = {weights} is a folder: give the path of a .safetensors file in it")
     if weights.suffix != ".safetensors":
         raise ExperimentError(
-            f"model.weights = {weights} is not a .safetensors file: convert it first, "
-            "camox does not load pickles into training"
+            f"model.weights = {weights} is not a .safetensors file, and camox loads no pickles into training: convert "
+            f"it first: python tools/convert_checkpoint.py {weights} --out {weights.with_suffix('.safetensors')}"
         )
     if not weights.is_file():
         raise ExperimentError(f"model.weights = {weights}: there is no such file; give the path of a .safetensors file")

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from accelerate import Accelerator
 from PIL import Image
@@ -163,3 +164,71 @@ def test_script_works_from_any_folder(run, tmp_path):
     finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (finished.returncode, finished.stderr) == (0, "")
     assert CamoXpert.from_pretrained(tmp_path / "out").mode == "random"
+
+
+# ---- other programs' files
+
+
+def of_another_program(path, wrapper="module.", **extra):
+    """What a training script saves of a network that DataParallel wraps, beside its optimizer and its books."""
+    torch.manual_seed(4)
+    weights = timm.create_model("resnet10t", num_classes=3).state_dict()
+    named = {f"{wrapper}{name}": tensor for name, tensor in weights.items()}
+    torch.save({"epoch": 7, "best": 0.5, "state_dict": named, "optimizer": {"lr": torch.ones(1)}} | extra, path)
+    return weights
+
+
+@pytest.mark.parametrize("wrapper", ["", "module.", "_orig_mod.", "module._orig_mod."])
+def test_another_programs_weights_become_a_file_that_a_backbone_takes(tmp_path, wrapper, capsys):
+    weights = of_another_program(tmp_path / "old.pth", wrapper)
+    out = tmp_path / "new.safetensors"
+    assert main([str(tmp_path / "old.pth"), "--out", str(out)]) == 0
+    assert "tensors" in capsys.readouterr().out
+    found = load_file(out)
+    assert found.keys() == weights.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in weights.items())
+
+    network = CamoXpert("resnet10t", weights=str(out), width=8)
+    ours = network.state_dict()["backbone.network.layer1.0.conv1.weight"]
+    assert torch.equal(ours, weights["layer1.0.conv1.weight"])
+
+
+def test_a_table_can_be_named(tmp_path):
+    of_another_program(tmp_path / "old.pth", ema={"scale": torch.ones(2)})
+    out = tmp_path / "new.safetensors"
+    assert main([str(tmp_path / "old.pth"), "--table", "ema", "--out", str(out)]) == 0
+    assert load_file(out).keys() == {"scale"}
+
+
+@pytest.mark.parametrize(("change", "arguments", "message"), [
+    ({}, ["--table", "none"], "holds no table none: give one of optimizer, state_dict"),
+    ({"state_dict": {"a": torch.tensor([1.0, float("nan")])}}, [], "NaN or Inf in 1 of 1 tensors, such as a"),
+    ({}, ["--out", "folder"], "ends in .safetensors"),
+])  # fmt: skip
+def test_what_cannot_be_converted_is_one_message_and_nothing_is_written(tmp_path, capsys, change, arguments, message):
+    of_another_program(tmp_path / "old.pth", **change)
+    out = ["--out", str(tmp_path / "new.safetensors")]
+    assert main([str(tmp_path / "old.pth"), *out, *arguments]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert [path.name for path in tmp_path.iterdir()] == ["old.pth"]
+
+
+def test_a_pickle_that_would_run_code_is_not_converted(tmp_path, capsys):
+    class Bomb:
+        def __reduce__(self):
+            return (print, ("boom",))
+
+    torch.save({"state_dict": Bomb()}, tmp_path / "old.pth")
+    assert main([str(tmp_path / "old.pth"), "--out", str(tmp_path / "new.safetensors")]) == 2
+    captured = capsys.readouterr()
+    assert "boom" not in captured.out
+    assert "refused" in captured.err
+
+
+def test_options_of_checkpoints_and_of_files_do_not_mix(tmp_path, template, capsys):
+    of_another_program(tmp_path / "old.pth")
+    for source, extra in ((tmp_path / "old.pth", ["--mode", "dense"]), (template, ["--table", "x"])):
+        with pytest.raises(SystemExit) as stopped:
+            main([str(source), "--out", str(tmp_path / "new"), *extra])
+        assert stopped.value.code == 2
+    assert "another program's file" in capsys.readouterr().err
