@@ -116,8 +116,10 @@ def optimizer_tensors(
     }
 
 
+@torch.no_grad()
 def load_optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Puts back what `optimizer_tensors` gave; parameters that had no state yet (frozen until now) stay without.
+    """Puts back what `optimizer_tensors` gave, in the parameters' own order in memory; parameters that had no state yet
+    (frozen until now) stay without.
 
     Raises:
         CheckpointError: a name that is not a parameter of this model, or state that does not fit the parameter.
@@ -134,7 +136,10 @@ def load_optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, t
             raise CheckpointError(f"the optimizer's state has {name}, which this model has not")
         if field not in _STATE or value.shape != (() if field == "step" else by_name[name].shape):
             raise CheckpointError(f"the optimizer's state has {key} of shape {list(value.shape)}, which does not fit")
-        state.setdefault(numbers[id(by_name[name])], {})[field] = value
+        # A file has one order in memory. Weights in channels_last have another, and the fused kernel goes through
+        # weight and moments side by side: without this each weight would get the moments of another one.
+        ours = value if field == "step" else torch.empty_like(by_name[name]).copy_(value)
+        state.setdefault(numbers[id(by_name[name])], {})[field] = ours
     if partial := [fields for fields in state.values() if fields.keys() != _STATE]:
         raise CheckpointError(f"the optimizer's state of a parameter has only {', '.join(sorted(partial[0]))}")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -248,11 +248,13 @@ def newest_kept(path: Path) -> Path:
     Raises:
         CheckpointError: it has kept none.
     """
-    if not (path / REPLAYS).is_dir():
+    if not path.exists():
+        raise CheckpointError(f"{path}: there is no such folder: give a run's, or that of a step in its {REPLAYS}/")
+    if not (path / "experiment.toml").exists():
         return path
-    kept = sorted(folder for folder in (path / REPLAYS).iterdir() if (folder / _DESCRIPTION).exists())
+    kept = sorted(folder for folder in (path / REPLAYS).glob("*") if (folder / _DESCRIPTION).exists())
     if not kept:
-        raise CheckpointError(f"{path} has kept no step that was not finite")
+        raise CheckpointError(f"{path} has kept no step: all that it took were finite, or stability.replays is 0")
     return kept[-1]
 
 

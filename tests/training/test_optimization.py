@@ -146,3 +146,23 @@ def test_state_that_does_not_fit_its_parameter_is_refused(network, key, value):
         tensors[f"{name}/{key}"] = value
     with pytest.raises(CheckpointError, match="the optimizer's state"):
         load_optimizer_tensors(network, optimizer, tensors)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_moments_come_back_in_their_parameters_order_in_memory(network, layout):
+    """A fused kernel goes through weight and moments side by side: in another order each gets another's moments."""
+    network = network.to(memory_format=layout)
+    optimizer = build_optimizer(network, {}, 0.0, (0.9, 0.999), fused=True)
+    for parameter in network.parameters():
+        parameter.grad = torch.rand_like(parameter)
+    optimizer.step()
+    saved = {
+        name: value.clone(memory_format=torch.contiguous_format)
+        for name, value in optimizer_tensors(network.named_parameters(), optimizer).items()
+    }
+    load_optimizer_tensors(network, optimizer, saved)
+    for parameter in network.parameters():
+        state = optimizer.state[parameter]
+        assert state["exp_avg"].stride() == state["exp_avg_sq"].stride() == parameter.stride()
+    for name, value in optimizer_tensors(network.named_parameters(), optimizer).items():
+        assert torch.equal(value, saved[name]), name

@@ -181,6 +181,21 @@ def test_every_kind_of_mixture_goes_on_bit_for_bit(tiny_experiment, tmp_path, mi
     assert_same_run(run, whole)
 
 
+@pytest.mark.parametrize("stop", [3, 6, 7])
+def test_weights_in_channels_last_go_on_bit_for_bit(tiny_experiment, tmp_path, stop):
+    """As the quickstart has them. Fused AdamW pairs weights and moments by their order in memory, and a file has one
+    order alone; at step 3 the backbone has no moments yet, at 6 and 7 it has."""
+    overrides = ("model.channels_last=true", "data.batch_size=2", "phases.full.epochs=2", "checkpoints.keep_last=9")
+    whole = train(tiny_experiment(*overrides, output=tmp_path / "whole"))
+    experiment = tiny_experiment(*overrides, output=tmp_path / "parts")
+    with stopped_after(stop), pytest.raises(TrainingPaused):
+        train(experiment)
+    run = train(experiment, resume="auto")
+    assert numbers(run) == numbers(whole)
+    ours, theirs = ({path.name: bits(path) for path in list_checkpoints(of)} for of in (run, whole))
+    assert {name: ours[name] for name in theirs} == theirs
+
+
 MID_EPOCH = ("data.batch_size=1", "optimizer.accumulate=2", "data.image_size=64", "tracking.log_every=3")
 
 
