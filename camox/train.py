@@ -23,7 +23,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
-from camox.errors import CamoxError
+from camox.errors import CamoxError, TrainingPaused
 from camox.experiment import Experiment
 
 
@@ -42,6 +42,10 @@ def main(arguments: list[str]) -> int:
     """Runs the experiment; returns the exit code."""
     try:
         _run(parse(arguments))
+    except TrainingPaused as pause:
+        if os.environ.get("RANK", "0") == "0":
+            sys.stderr.write(f"{pause}\n")
+        return _told(pause.exit_code)
     except CamoxError as error:
         if os.environ.get("CAMOX_DEBUG") == "1":
             traceback.print_exc()

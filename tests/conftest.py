@@ -83,8 +83,10 @@ def record(request: pytest.FixtureRequest) -> Callable[..., None]:
     nothing unless CAMOX_INCIDENTS names a folder for it."""
     from tests.incidents.records import write_record
 
-    folder = os.environ.get("CAMOX_INCIDENTS", "")
-    return lambda number, title, **seen: write_record(folder, request.node.name, number, title, **seen)
+    folder = os.environ.get("CAMOX_INCIDENTS")
+    if folder is None:
+        return lambda *_, **__: None
+    return lambda number, title, **seen: write_record(Path(folder), request.node.name, number, title, **seen)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from camox.errors import TrainingPaused
 from camox.train import main
 from tests.conftest import TINY_EXPERIMENT
 
@@ -105,6 +106,15 @@ def test_mistakes_end_with_2_and_a_message_that_names_them(train, photos, damage
 def test_a_missing_experiment_is_said(capsys):
     assert main(["nowhere.toml"]) == 2
     assert "nowhere.toml" in capsys.readouterr().err
+
+
+def test_a_run_that_was_asked_to_stop_is_no_error(monkeypatch, capsys):
+    def pause(options: object) -> None:
+        raise TrainingPaused("stopped, go on with --resume auto")
+
+    monkeypatch.setattr("camox.train._run", pause)
+    assert main(["x.toml"]) == 4
+    assert capsys.readouterr().err == "stopped, go on with --resume auto\n"
 
 
 def test_debug_shows_the_traceback_and_keeps_the_exit_code(monkeypatch, tmp_path, capsys):

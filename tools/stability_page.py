@@ -69,7 +69,7 @@ def _end(seen: Mapping[str, Any]) -> str:
     if "told" in seen:
         return str(seen["told"])
     if seen["error"]:
-        return textwrap.shorten(seen["error"].split("; ")[0], 70, placeholder=" …")
+        return textwrap.shorten(seen["error"], 70, placeholder=" …")
     return f"IoU {seen['iou']:.3f}" + (f" {seen['measured']}" if seen.get("measured") else "")
 
 

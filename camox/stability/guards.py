@@ -217,6 +217,11 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def _risen(before: float | None, now: float | None, factor: float = 1.0) -> bool:
+    """Whether a loss has risen to `factor` times what it was, or may have: None is one that is not finite."""
+    return before is None or now is None or now >= factor * before
+
+
 class _Scored(NamedTuple):
     """A validation."""
 
@@ -232,9 +237,11 @@ class _Scored(NamedTuple):
         return float(np.mean(self.images))
 
     def costs_more(self, earlier: "_Scored", factor: float = 1.0) -> bool:
-        """Whether both losses are above the earlier ones; one that is not finite speaks for nothing else."""
-        pairs = ((self.loss, earlier.loss, factor), (self.training_loss, earlier.training_loss, 1.0))
-        return all(now is None or before is None or now >= by * before for now, before, by in pairs)
+        """Whether the loss is at least `factor` times the earlier one, and that of training no lower than it was.
+
+        A loss that is not finite, then or now, cannot say that all is well: it does not keep a guard from firing.
+        """
+        return _risen(earlier.loss, self.loss, factor) and _risen(earlier.training_loss, self.training_loss)
 
     def losses(self, earlier: "_Scored") -> dict[str, float | None]:
         return {

@@ -46,8 +46,7 @@ def announce(
         ("run folder", experiment.run_folder),
     ]
     if at.step:
-        where = f"in epoch {at.epoch + 1}" if at.batch else f"after epoch {at.epoch}"
-        rows.append(("resumed", f"{where} of {experiment.epochs}, at step {at.step}"))
+        rows.append(("resumed", f"at {at} of {experiment.epochs}"))
     console.header(f"camox: {experiment.experiment.name}", rows)
 
 

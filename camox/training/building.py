@@ -169,6 +169,6 @@ def build_watchdog(
         experiment.stability.stall_seconds,
         accelerator.process_index,
         accelerator.num_processes,
-        where=lambda: f"epoch {position().epoch}, step {position().step}",
+        where=lambda: str(position()),
         on_stall=note,
     )

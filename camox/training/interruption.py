@@ -1,5 +1,6 @@
 """Requests from outside (signals, a time limit), and how processes agree on them between two steps."""
 
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -7,6 +8,7 @@ from datetime import timedelta
 from types import FrameType
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
@@ -124,6 +126,7 @@ class Requests:
         self._signals = Signals()
         self._time_limit = TimeLimit(hours)
         self._agreement = Agreement(accelerator, patience)
+        self._started_by = int(os.environ.get("CAMOX_STARTED_BY", os.getpid()))
 
     def __enter__(self) -> "Requests":
         self._signals.__enter__()
@@ -135,13 +138,13 @@ class Requests:
     @property
     def reason(self) -> str:
         """What asks for the stop, for people."""
-        return self._signals.stop or "its time limit"
+        return self._signals.stop or ("the end of camox train" if self._is_left_alone() else "its time limit")
 
     def ask(self, trouble: bool = False) -> set[int]:
         """What any process was asked for at the last boundary: `SAVE`, `STOP`, and `TROUBLE` where one has it.
         Collective."""
         mine = [TROUBLE] if trouble else []
-        if self._signals.stop or self._time_limit.is_near():
+        if self._signals.stop or self._time_limit.is_near() or self._is_left_alone():
             mine.append(STOP)
         if self._signals.save:
             mine.append(SAVE)
@@ -159,6 +162,10 @@ class Requests:
             self._signals.save = True  # once more, where it can be done
         if STOP in asked:
             raise Interrupted
+
+    def _is_left_alone(self) -> bool:
+        """Whether `camox train` was killed: it waits for the run's end otherwise, and hands signals on to it."""
+        return not psutil.pid_exists(self._started_by)
 
 
 class Interrupted(Exception):  # noqa: N818  a request, not an error

@@ -16,6 +16,8 @@ import psutil
 TRAIN_SCRIPT = Path(__file__).resolve().parents[1] / "train.py"
 EXIT_CODE_FILE = "CAMOX_EXIT_CODE_FILE"
 EXPECTED_PROCESSES = "CAMOX_EXPECTED_PROCESSES"
+STARTED_BY = "CAMOX_STARTED_BY"
+"""Number of the process that waits for the run's end: one that was killed hands no signals on any more."""
 _FORWARDED = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
 
 
@@ -35,7 +37,11 @@ def launch(arguments: Sequence[str], launcher_options: Sequence[str]) -> int:
         child = subprocess.Popen(
             command(arguments, launcher_options),
             env=environment(launcher_options)
-            | {EXIT_CODE_FILE: str(file), EXPECTED_PROCESSES: str(processes(launcher_options))},
+            | {
+                EXIT_CODE_FILE: str(file),
+                EXPECTED_PROCESSES: str(processes(launcher_options)),
+                STARTED_BY: str(os.getpid()),
+            },
             # A Ctrl-C on the terminal would reach the launcher too, which then leaves without its processes.
             start_new_session=True,
         )

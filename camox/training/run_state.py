@@ -45,6 +45,12 @@ class Position:
     attempt: int = 0
     """How often the run was rolled back: every attempt has its own order of the data."""
 
+    def __str__(self) -> str:
+        """For people, who count epochs from 1."""
+        if self.step == 0:
+            return "step 0"
+        return f"step {self.step}, " + (f"in epoch {self.epoch + 1}" if self.batch else f"after epoch {self.epoch}")
+
 
 class RunState:
     """Collects the state of a run's parts, and puts it back.

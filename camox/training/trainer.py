@@ -146,7 +146,7 @@ class Trainer:
         announce(self.console, self.experiment, self.accelerator, self.network, *data, self.at)
         self.reporter.open(self.experiment, self.at)
         kind = "resume" if self.at.step else "start"
-        self._event(kind, f"{kind} at epoch {self.at.epoch}, step {self.at.step}", severity="info")
+        self._event(kind, f"{kind} at {self.at}", severity="info")
         for message in self.folder.damaged:
             self._event("damaged_checkpoint", message)
 
@@ -257,10 +257,7 @@ class Trainer:
         """Saves where the run is and ends it, to be resumed."""
         self._save({}, improved=False)
         path = self._save_or_heed(lambda: self.saver.settle(wait=True))
-        message = (
-            f"stopped by {self.requests.reason} at step {self.at.step} (epoch {self.at.epoch}), saved as {path}: "
-            "go on with --resume auto"
-        )
+        message = f"stopped by {self.requests.reason} at {self.at}; saved as {path}: go on with --resume auto"
         self._event("pause", message, severity="info")
         raise TrainingPaused(message)
 
@@ -459,13 +456,14 @@ class Trainer:
 
     def _close(self, error: BaseException | None) -> None:
         code, reason = outcome(error, self.accelerator.process_index)
+        severity: Severity = "info" if code in (0, TrainingPaused.exit_code) else "error"
         if hasattr(self, "saver"):
             self.saver.look(wait=True)
         # Dropped by name: left to the garbage collector, each loader's workers would be waited for, 5 s each.
         for loader in ("loader", "validator"):
             vars(self).pop(loader, None)
         with suppress(OSError):  # a full disk: the error itself matters more
-            self._event("end", reason, severity="info" if code == 0 else "error", details={"code": code})
+            self._event("end", reason, severity, details={"code": code})
             self.reporter.close()
         # Such an error, or a bug, may be met by one process alone; the others only see it go.
         if self.accelerator.is_main_process or getattr(error, "met_alone", False) or code == 1:
@@ -479,7 +477,7 @@ class Trainer:
         self.saver.look(wait=True)  # what is being written is the last checkpoint, if it goes well
         clean = list_checkpoints(self.folder.path)
         where = f"the last clean checkpoint is {clean[-1]}" if clean else "there is no checkpoint yet"
-        message = f"stopped at step {self.at.step} (epoch {self.at.epoch}): {reason}; {where}{remedy(kind)}"
+        message = f"stopped at {self.at}: {reason}; {where}{remedy(kind)}"
         self._event(kind, message, severity="error")
         return TrainingStopped(message)
 

@@ -10,6 +10,17 @@ import torch
 from camox.checkpoints.store import write_checkpoint
 
 Save = Callable[..., Path]
+DECODED = [
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.complex64,
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+]
+"""Of these every number is known; of the rest of `FLOATS`, how many are NaN, infinite or zero."""
+FLOATS = [*DECODED, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz, torch.float8_e8m0fnu]
 
 
 @pytest.fixture

@@ -16,16 +16,8 @@ from camox.checkpoints.difference import Difference, compare
 from camox.checkpoints.folders import set_pointer
 from camox.checkpoints.progress import Progress
 from camox.errors import CheckpointError
+from tests.checkpoints.conftest import DECODED
 
-FLOATS = [
-    torch.float64,
-    torch.float32,
-    torch.float16,
-    torch.bfloat16,
-    torch.complex64,
-    torch.float8_e4m3fn,
-    torch.float8_e5m2,
-]
 NAN, INF = math.nan, math.inf
 
 
@@ -46,7 +38,7 @@ def as_reals(tensor: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.filterwarnings("error")
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data(), dtype=st.sampled_from(FLOATS), length=st.integers(1, 9))
+@given(data=st.data(), dtype=st.sampled_from(DECODED), length=st.integers(1, 9))
 def test_sums_equal_torchs_for_any_bits(tmp_path, data, dtype, length):
     first, second = (
         torch.tensor(list(data.draw(st.binary(min_size=size, max_size=size))), dtype=torch.uint8).view(dtype)

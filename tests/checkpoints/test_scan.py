@@ -17,19 +17,8 @@ from camox.checkpoints.progress import Progress
 from camox.checkpoints.scan import last_clean, scan, scan_file
 from camox.checkpoints.stored import PIECE_BYTES
 from camox.errors import CheckpointError
+from tests.checkpoints.conftest import FLOATS
 
-FLOATS = [
-    torch.float64,
-    torch.float32,
-    torch.float16,
-    torch.bfloat16,
-    torch.complex64,
-    torch.float8_e4m3fn,
-    torch.float8_e5m2,
-    torch.float8_e4m3fnuz,
-    torch.float8_e5m2fnuz,
-    torch.float8_e8m0fnu,
-]
 NAN, INF = math.nan, math.inf
 
 fuzz = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

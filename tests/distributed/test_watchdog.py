@@ -49,7 +49,7 @@ def test_an_elastic_launcher_restarts_a_stalled_job_which_goes_on_to_its_end(fil
     )
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
     assert done.stderr.count("error: stalled: no step for") == 1
-    assert "process 1: loading data (epoch 1, step 2)" in done.stderr
+    assert "process 1: loading data (step 2, after epoch 1)" in done.stderr
     assert kinds(run) == ["start", "stall", "resume", "end"]
     assert json.loads((run / "exit.json").read_text())["code"] == 0
     stacks = sections(run)

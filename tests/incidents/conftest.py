@@ -1,8 +1,10 @@
 """A tiny run that learns: its clean IoU is what every incident is measured against."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,6 +67,28 @@ GUARDS_OFF = (
 def run_tiny(tmp_path: Path) -> Callable[..., Outcome]:
     """Trains the tiny experiment, with guards or without."""
     return lambda *overrides, **options: train(tmp_path, *overrides, **options)
+
+
+@pytest.fixture
+def run_both(run_tiny: Callable[..., Outcome]) -> Callable[..., tuple[Outcome, Outcome]]:
+    """Does something to the tiny experiment without guards, then with them.
+
+    The first argument makes the context in which it happens, anew for each of the two runs; `guarded` are overrides of
+    the second alone.
+    """
+
+    def run(
+        trouble: Callable[[], AbstractContextManager[None]],
+        *overrides: str,
+        guarded: Sequence[str] = (),
+        **options: Any,
+    ) -> tuple[Outcome, Outcome]:
+        with trouble():
+            without = run_tiny(*overrides, guards=False, **options)
+        with trouble():
+            return without, run_tiny(*overrides, *guarded, **options)
+
+    return run
 
 
 @pytest.fixture(scope="session")

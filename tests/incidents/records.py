@@ -45,7 +45,7 @@ def outcome_of(run: Path, error: str) -> Outcome:
 
 
 def write_record(
-    folder: str,
+    folder: Path,
     test: str,
     number: int,
     title: str,
@@ -54,7 +54,7 @@ def write_record(
     clean: Outcome | None = None,
     plotted: str = "IoU",
 ) -> None:
-    """Writes one JSON file into `folder`, "" for nowhere.
+    """Writes one JSON file into `folder`.
 
     Args:
         folder: made where it is missing.
@@ -67,16 +67,14 @@ def write_record(
         clean: the run to compare with.
         plotted: what is plotted; where validations have a value "plotted", that one.
     """
-    if not folder:
-        return
     seen = {"without": without, "with": with_guards, "clean": clean}
     runs = {name: _json_ready(what) for name, what in seen.items() if what is not None}
     name = "".join(letter if letter.isalnum() else "_" for letter in test).strip("_")
-    Path(folder).mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(
         {"number": number, "title": title, "test": test, "plotted": plotted, **runs}, indent=1, allow_nan=False
     )
-    Path(folder, f"{number:02d}_{name}.json").write_text(text, encoding="utf-8")
+    (folder / f"{number:02d}_{name}.json").write_text(text, encoding="utf-8")
 
 
 def _json_ready(seen: Outcome | str) -> dict[str, Any]:

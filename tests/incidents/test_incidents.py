@@ -41,16 +41,13 @@ def lost(outcome: Outcome, clean: Outcome) -> None:
     assert outcome.error or outcome.iou < clean.iou / 2
 
 
-def test_infinite_gradients_now_and_then(run_tiny, clean_run, record):
+def test_infinite_gradients_now_and_then(run_both, clean_run, record):
     """Incident 1: what the loss scale does under fp16, and any overflow in fp32."""
 
     def factor(step: int, batch: Any) -> float:
         return float("inf") if step % 10 == 0 else 1.0
 
-    with losses_times(factor):
-        without = run_tiny(guards=False)
-    with losses_times(factor):
-        outcome = run_tiny()
+    without, outcome = run_both(lambda: losses_times(factor))
     lost(without, clean_run)
     survived(outcome, clean_run)
     assert outcome.kinds.count("skipped_step") == 5
@@ -59,16 +56,13 @@ def test_infinite_gradients_now_and_then(run_tiny, clean_run, record):
 
 
 @pytest.mark.slow
-def test_overflow_under_fp16(run_tiny, clean_run, record):
+def test_overflow_under_fp16(run_both, clean_run, record):
     """Incident 1 as it was met: a gradient that overflows half precision ended the run at epochs 26, 10 and 4."""
 
     def factor(step: int, batch: Any) -> float:
         return 1e6 if step in (20, 33) else 1.0
 
-    with losses_times(factor):
-        without = run_tiny(guards=False, fp16=True)
-    with losses_times(factor):
-        outcome = run_tiny(fp16=True)
+    without, outcome = run_both(lambda: losses_times(factor), fp16=True)
     lost(without, clean_run)
     survived(outcome, clean_run)
     assert "skipped_step" in outcome.kinds
@@ -105,16 +99,13 @@ def test_an_image_that_shows_nothing_and_one_that_cannot_be_read(run_tiny, clean
 
 
 @pytest.mark.slow
-def test_a_term_that_is_nan_for_some_masks(run_tiny, clean_run, record):
+def test_a_term_that_is_nan_for_some_masks(run_both, clean_run, record):
     """Incident 3: here for all batches that hold sample 7."""
 
     def factor(step: int, batch: Any) -> float:
         return float("nan") if 7 in batch.indices.tolist() else 1.0
 
-    with losses_times(factor):
-        without = run_tiny(guards=False)
-    with losses_times(factor):
-        outcome = run_tiny()
+    without, outcome = run_both(lambda: losses_times(factor))
     lost(without, clean_run)
     survived(outcome, clean_run)
     record(3, "A loss that is NaN for one mask", without=without, with_guards=outcome, clean=clean_run)
@@ -135,14 +126,11 @@ def rates_times(factor: float, steps: range) -> Iterator[None]:
         yield
 
 
-def test_a_rate_far_too_high_for_ten_steps(run_tiny, clean_run, record):
+def test_a_rate_far_too_high_for_ten_steps(run_both, clean_run, record):
     """Incident 4. Clipping alone survives 50 times the rate (IoU 0.60, where a clean run has 0.76); 200 times it does
     not. Late in the run, so that what is lost cannot be learned again, and without an average that remembers."""
     steps = range(5 * STEPS + 1, 5 * STEPS + 11)
-    with rates_times(200.0, steps):
-        without = run_tiny("ema.enabled=false", guards=False)
-    with rates_times(200.0, steps):
-        outcome = run_tiny("ema.enabled=false")
+    without, outcome = run_both(lambda: rates_times(200.0, steps), "ema.enabled=false")
     lost(without, clean_run)
     survived(outcome, clean_run)
     assert "rollback" in outcome.kinds
@@ -165,16 +153,15 @@ def rates_that_rise(to: float, after: float) -> Iterator[None]:
 
 
 @pytest.mark.slow
-def test_a_rate_that_becomes_too_high_and_stays_so(run_tiny, record, tmp_path):
+def test_a_rate_that_becomes_too_high_and_stays_so(run_both, record, tmp_path):
     """Incident 5: scores sink for some epochs before they collapse. A run of 14 epochs has no time for the four
     rollbacks that 0.7 each would take to undo a rate 30 times too high."""
     settings = ("phases.full.epochs=14", "schedule.name=constant", "ema.enabled=false")
     (tmp_path / "clean").mkdir()
     clean = train(tmp_path / "clean", *settings)
-    with rates_that_rise(30.0, after=6):
-        without = run_tiny(*settings, guards=False)
-    with rates_that_rise(30.0, after=6):
-        outcome = run_tiny(*settings, "stability.policy.rate_factor=0.1")
+    without, outcome = run_both(
+        lambda: rates_that_rise(30.0, after=6), *settings, guarded=["stability.policy.rate_factor=0.1"]
+    )
     lost(without, clean)
     survived(outcome, clean)
     scores = [validation["iou"] for validation in without.validations[5:9]]
@@ -208,17 +195,14 @@ def test_weights_that_are_nan_in_mid_run(run_tiny, clean_run, record, monkeypatc
 
 
 @pytest.mark.slow
-def test_one_bad_batch_in_every_few_steps_under_fp16(run_tiny, clean_run, record):
+def test_one_bad_batch_in_every_few_steps_under_fp16(run_both, clean_run, record):
     """Incident 7: each halves the loss scale, which grows far more slowly, until no gradient is left."""
 
     def factor(step: int, batch: Any) -> float:
         return float("inf") if {3, 40} & set(batch.indices.tolist()) else 1.0
 
     small = ("precision.min_scale=64",)
-    with losses_times(factor):
-        without = run_tiny(*small, guards=False, fp16=True)
-    with losses_times(factor):
-        outcome = run_tiny(*small, fp16=True)
+    without, outcome = run_both(lambda: losses_times(factor), *small, fp16=True)
     lost(without, clean_run)
     survived(outcome, clean_run)
     record(

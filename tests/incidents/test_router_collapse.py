@@ -86,11 +86,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     return outcome
 
 
-def test_routers_that_come_to_use_one_pair(run_tiny, undisturbed, record):
-    with after_steps(favour_a_pair, DRIVEN_STEPS):
-        without = run_tiny(*SETTINGS, guards=False)
-    with after_steps(favour_a_pair, DRIVEN_STEPS):
-        outcome = run_tiny(*SETTINGS)
+def test_routers_that_come_to_use_one_pair(run_both, undisturbed, record):
+    without, outcome = run_both(lambda: after_steps(favour_a_pair, DRIVEN_STEPS), *SETTINGS)
     assert collapsed_at_end(without), signs_of(without)
     survived(outcome, undisturbed)
     assert "router_collapse" in outcome.kinds
@@ -107,11 +104,8 @@ def test_routers_that_come_to_use_one_pair(run_tiny, undisturbed, record):
     )
 
 
-def test_routers_that_come_to_prefer_nothing(run_tiny, undisturbed, record):
-    with after_steps(forget, 10**6):
-        without = run_tiny(*SETTINGS, guards=False)
-    with after_steps(forget, 10**6):
-        outcome = run_tiny(*SETTINGS)
+def test_routers_that_come_to_prefer_nothing(run_both, undisturbed, record):
+    without, outcome = run_both(lambda: after_steps(forget, 10**6), *SETTINGS)
     assert all("uninformed" in signs for signs in signs_of(without)[-2:])
     survived(outcome, undisturbed)
     assert "router_collapse" in outcome.kinds

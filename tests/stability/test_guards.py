@@ -172,10 +172,12 @@ def test_a_validation_that_is_bad_while_training_goes_well_is_a_dip():
     assert validations(0.5, 0.4, training=(1.3, 1.2)) == [None] * 2
 
 
-def test_a_loss_that_is_nan_has_risen():
-    assert [finding.kind for finding in validations(0.6, 0.7, 0.3, losses=(0.5, 0.4, math.nan)) if finding] == [
-        "explosion"
-    ]
+@pytest.mark.parametrize("losses", [(0.5, 0.4, math.nan), (0.5, math.nan, 0.1), (0.5, math.inf, 0.1)])
+def test_a_loss_that_is_not_finite_keeps_no_guard_from_firing(losses):
+    found = validations(0.6, 0.7, 0.3, losses=losses)
+    assert [finding.kind for finding in found if finding] == ["explosion"]
+    found = validations(0.6, 0.7, 0.3, losses=(0.5, 0.4, 0.6), training=losses)
+    assert [finding.kind for finding in found if finding] == ["explosion"]
 
 
 def test_of_the_mean_absolute_error_less_is_better():

@@ -14,7 +14,7 @@ SCRIPT = """
 import json, os, pathlib, signal, sys, time
 run = pathlib.Path(sys.argv[1])
 def end(code):
-    keys = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY")
+    keys = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "CAMOX_STARTED_BY")
     (run / "environment.json").write_text(json.dumps({key: os.environ[key] for key in keys}))
     pathlib.Path(os.environ["CAMOX_EXIT_CODE_FILE"]).write_text(str(code))
     sys.exit(code)
@@ -60,7 +60,7 @@ def test_the_runs_own_exit_code_comes_through_accelerate(monkeypatch, script, tm
     monkeypatch.setattr(launcher, "_cores", lambda: 3)
     assert launcher.launch([str(tmp_path)], ["--cpu"]) == 3
     environment = json.loads((tmp_path / "environment.json").read_text())
-    assert environment == {"OMP_NUM_THREADS": "3", "OMP_WAIT_POLICY": "passive"}
+    assert environment == {"OMP_NUM_THREADS": "3", "OMP_WAIT_POLICY": "passive", "CAMOX_STARTED_BY": str(os.getpid())}
     assert "Traceback" not in capfd.readouterr().err
 
 

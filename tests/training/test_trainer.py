@@ -4,6 +4,8 @@ import itertools
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,6 +46,10 @@ def rows(run: Path) -> list[dict[str, Any]]:
 
 EMPTY: dict[str, Any] = {"groups": {}, "empty": {"count": 0}}
 TIMES = {"train/images_per_second", "train/data_wait", "checkpoint/seconds", "checkpoint/blocked_seconds"}
+
+
+def read_events(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
 
 
 def numbers(run: Path) -> list[dict[str, Any]]:
@@ -213,9 +219,10 @@ def test_a_run_stopped_in_mid_epoch_goes_on_bit_for_bit(
     )  # fmt: skip
     whole = train(tiny_experiment(*overrides, output=tmp_path / "whole"), fp16=fp16)
     experiment = tiny_experiment(*overrides, output=tmp_path / "parts")
-    with stopped_after(step), pytest.raises(TrainingPaused, match=f"SIGTERM at step {step} .*--resume auto"):
+    with stopped_after(step), pytest.raises(TrainingPaused, match=f"SIGTERM at step {step}, .*--resume auto"):
         train(experiment, fp16=fp16)
     assert json.loads((experiment.run_folder / "exit.json").read_text())["code"] == 4
+    assert {event["severity"] for event in read_events(experiment.run_folder)} == {"info"}
     run = train(experiment, resume="auto", fp16=fp16)
     assert numbers(run) == numbers(whole)
     ours, theirs = ({path.name: bits(path) for path in list_checkpoints(of)} for of in (run, whole))
@@ -223,6 +230,14 @@ def test_a_run_stopped_in_mid_epoch_goes_on_bit_for_bit(
     assert {name: ours[name] for name in theirs} == theirs
     told = "saved, exit code 4; resumed to the bits of the uninterrupted run"
     record(13, "SIGTERM in mid-epoch", with_guards=told)
+
+
+def test_a_run_whose_camox_train_was_killed_saves_and_stops(tiny_experiment, monkeypatch):
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        gone.wait()
+    monkeypatch.setenv("CAMOX_STARTED_BY", str(gone.pid))
+    with pytest.raises(TrainingPaused, match=r"stopped by the end of camox train at step 1, in epoch 1; saved as"):
+        train(tiny_experiment())
 
 
 def test_a_run_stopped_after_an_epochs_shorter_last_window_goes_on_bit_for_bit(tiny_experiment, tmp_path):
@@ -252,7 +267,7 @@ def test_a_run_stopped_in_a_validation_goes_on_bit_for_bit(tiny_experiment, tmp_
         return score(validator, *arguments)
 
     monkeypatch.setattr(Validator, "_loss", score_and_signal)
-    with pytest.raises(TrainingPaused, match=r"SIGTERM at step \d+ .*--resume auto"):
+    with pytest.raises(TrainingPaused, match=r"SIGTERM at step \d+, .*--resume auto"):
         train(experiment)
     assert len(batches) == 8 * (epoch - 1) + 2  # of four for raw and four for averaged weights in each
     run = train(experiment, resume="auto")
@@ -294,7 +309,7 @@ def test_after_a_run_signals_do_what_they_did_before(tiny_experiment):
 
 def test_a_time_limit_saves_and_stops(tiny_experiment):
     experiment = tiny_experiment(*MID_EPOCH, "experiment.max_hours=1e-9")
-    with pytest.raises(TrainingPaused, match="time limit at step 1 "):
+    with pytest.raises(TrainingPaused, match="time limit at step 1, "):
         train(experiment)
     assert [path.name for path in list_checkpoints(experiment.run_folder)] == ["epoch_0000_step_0000001"]
 
@@ -349,7 +364,7 @@ def test_a_progressive_phase_trains_one_stage_more_after_each_quarter(tiny_exper
         {"stages_3", "stages_2", "stages_1"},
         {"stages_3", "stages_2", "stages_1"} | shallow,
     ]
-    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    events = read_events(run)
     assert [event["message"][0] for event in events if event["kind"] == "frozen"] == ["4", "3", "2", "1", "0"]
     norms = [row["grad_norm/backbone"] for row in rows(run) if row.get("phase") == "full" and "train/loss" in row]
     assert min(norms) > 0
@@ -376,7 +391,7 @@ def test_a_plateau_lowers_the_rate_and_a_resumed_run_remembers_it(tiny_experimen
     whole = train(tiny_experiment(*overrides, output=tmp_path / "whole"))
     rates = {row["epoch"]: row["lr/head"] for row in rows(whole) if "lr/head" in row}
     assert [rates[epoch] / 1e-12 for epoch in range(6)] == pytest.approx([1, 1, 1, 0.5, 0.5, 0.25])
-    events = [json.loads(line) for line in (whole / "events.jsonl").read_text().splitlines()]
+    events = read_events(whole)
     assert [event["epoch"] for event in events if event["kind"] == "plateau"] == [3, 5]
     run = interrupted_and_resumed(tiny_experiment(*overrides, output=tmp_path / "parts"), 4, monkeypatch)
     assert_same_run(run, whole)
@@ -477,7 +492,7 @@ def test_weights_that_are_not_finite_never_become_a_checkpoint(tiny_experiment, 
     report = json.loads((run / "exit.json").read_text())
     assert report["code"] == 3
     assert report["last_clean_checkpoint"].endswith("epoch_0002")
-    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    events = read_events(run)
     assert events[-1]["severity"] == "error"
 
 
@@ -498,7 +513,7 @@ def test_too_many_skipped_steps_stop_the_run_with_a_reason(tiny_experiment, monk
         train(experiment)
     run = experiment.run_folder
     assert json.loads((run / "exit.json").read_text())["code"] == 3
-    kinds = [json.loads(line)["kind"] for line in (run / "events.jsonl").read_text().splitlines()]
+    kinds = [event["kind"] for event in read_events(run)]
     assert "skipped_step" in kinds
     assert [path.name for path in list_checkpoints(run)] == ["epoch_0001"]
 
@@ -521,7 +536,7 @@ def test_an_unreadable_sample_is_named_and_too_many_end_the_run(tiny_experiment,
     with pytest.raises(DataError, match=r"3\.jpg.*training stopped"):
         train(tiny_experiment(*overrides, "stability.bad_samples=false", output=tmp_path / "none"))
     run = train(tiny_experiment(*overrides, "stability.max_bad_samples=0.5", output=tmp_path / "many"))
-    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    events = read_events(run)
     assert ["3.jpg" in event["message"] for event in events if event["kind"] == "bad_sample"] == [True]
 
 
@@ -572,5 +587,5 @@ def test_test_data_that_vanish_during_training_do_not_spoil_the_run(tiny_experim
     monkeypatch.setattr(trainer, "evaluate", vanished)
     run = train(tiny_experiment('data.test=[{synthetic="habitats",count=4,size=32,seed=9}]'))
     assert json.loads((run / "exit.json").read_text())["code"] == 0
-    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    events = read_events(run)
     assert any(event["kind"] == "evaluation" and event["severity"] == "warning" for event in events)
