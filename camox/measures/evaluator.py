@@ -4,22 +4,22 @@ Results are plain picklable objects, so that ranks can gather them; a summary is
 whatever order, batches or shards they came.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import cv2
 import numpy as np
 
-from camox.measures import curves, structure
 from camox.measures.protocol import (
     ALL_MEASURES,
-    CURVE_FAMILIES,
     FALSE_POSITIVE_SHARE,
     Protocol,
     check_measures,
     get_protocol,
 )
+from camox.measures.scores import image_scores
+from camox.measures.sums import ImageSums, find_needs, level_sums, map_sums, round_to_levels
 
 
 @dataclass(frozen=True)
@@ -67,28 +67,42 @@ def measure_image(
         raise ValueError(f"probability map {probability.shape} and truth {truth.shape} differ in shape")
     if truth.dtype not in (np.uint8, np.bool_) or truth.max() > 1:
         raise ValueError(f"a truth is uint8 or bool with values 0 and 1, not {truth.dtype} up to {truth.max()}")
-    truth = truth.astype(bool, copy=False)
+    truth = np.ascontiguousarray(truth).view(np.uint8)
     if protocol.quantise:
-        probability = np.rint(probability.astype(np.float64) * 255) / 255
+        return _measure_levels(round_to_levels(probability), truth, protocol, measures)
+    if probability.dtype not in (np.float32, np.float64):
+        probability = probability.astype(np.float32)
+    if not truth.any() and not protocol.count_empty:
+        return result_without_object(probability >= protocol.binary_threshold)
+    sums = map_sums(probability, truth, protocol, find_needs(measures))
+    return result_of_sums(sums, protocol, measures, lambda: probability >= protocol.binary_threshold)
 
-    scalars: dict[str, float] = {}
-    has_object = bool(truth.any())
+
+def _measure_levels(
+    levels: np.ndarray, truth: np.ndarray, protocol: Protocol, measures: tuple[str, ...]
+) -> ImageResult:
+    def called() -> np.ndarray:
+        return levels >= 255 * protocol.binary_threshold
+
+    if not truth.any() and not protocol.count_empty:
+        return result_without_object(called())
+    return result_of_sums(level_sums(levels, truth, protocol, find_needs(measures)), protocol, measures, called)
+
+
+def result_without_object(called: np.ndarray) -> ImageResult:
+    """Of an image that the protocol leaves out of the means; called: bool [H, W], the pixels called object."""
+    return ImageResult(_false_positives(called), {}, has_object=False, counts=False)
+
+
+def result_of_sums(
+    sums: ImageSums, protocol: Protocol, measures: tuple[str, ...], called: Callable[[], np.ndarray]
+) -> ImageResult:
+    """Of an image that takes part in the means; `called` is asked for where the truth has no object."""
+    scalars, curve_of = image_scores(sums, protocol, measures)
+    has_object = sums.extent.pixels > 0
     if not has_object:
-        scalars.update(_false_positives(probability >= protocol.binary_threshold))
-        if not protocol.count_empty:
-            return ImageResult(scalars, {}, has_object=False, counts=False)
-    if "iou" in measures or "dice" in measures:
-        counts = curves.count_pixels(probability >= protocol.binary_threshold, truth)
-        scalars.update({name: float(curves.overlap(name, counts)) for name in ("iou", "dice") if name in measures})
-    if protocol.min_max:
-        probability = _stretch(probability)
-    if "mae" in measures:
-        scalars["mae"] = float(np.abs(probability - truth).mean(dtype=np.float64))
-    scalars.update(_structure_scores(probability, truth, protocol, measures))
-    curve_of, curve_scalars = _curve_scores(probability, truth, protocol, measures)
-    scalars.update(curve_scalars)
-    ordered = {name: scalars[name] for name in measures}
-    return ImageResult({**ordered, **scalars}, curve_of, has_object=has_object, counts=True)
+        scalars |= _false_positives(called())
+    return ImageResult(scalars, curve_of, has_object=has_object, counts=True)
 
 
 def measure_uint8(
@@ -102,7 +116,12 @@ def measure_uint8(
     for what, array in (("prediction", prediction), ("truth", truth)):
         if array.dtype != np.uint8 or array.ndim != 2:
             raise ValueError(f"a {what} is uint8 [H, W], not {array.dtype} {array.shape}")
-    return measure_image(uint8_probability(prediction), protocol.binarise_truth(truth), protocol, measures)
+    if prediction.shape != truth.shape or prediction.size == 0:
+        raise ValueError(f"prediction {prediction.shape} and truth {truth.shape} differ in shape or are empty")
+    objects = protocol.binarise_truth(truth)
+    if protocol.quantise:
+        return _measure_levels(prediction, objects, protocol, check_measures(measures))
+    return measure_image(uint8_probability(prediction), objects, protocol, measures)
 
 
 def uint8_probability(prediction: np.ndarray) -> np.ndarray:
@@ -213,13 +232,6 @@ def _mean(values: list[float]) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def _stretch(probability: np.ndarray) -> np.ndarray:
-    lowest, highest = probability.min(), probability.max()
-    if lowest == highest:
-        return probability
-    return (probability - lowest) / (highest - lowest)
-
-
 def _false_positives(predicted: np.ndarray) -> dict[str, float]:
     _, _, components, _ = cv2.connectedComponentsWithStats(predicted.astype(np.uint8), connectivity=8)
     largest = components[1:, cv2.CC_STAT_AREA].max(initial=0)  # component 0 is the background
@@ -227,36 +239,3 @@ def _false_positives(predicted: np.ndarray) -> dict[str, float]:
         "false_positive_area": float(predicted.mean()),
         "false_positive": float(largest > FALSE_POSITIVE_SHARE * predicted.size),
     }
-
-
-def _structure_scores(
-    probability: np.ndarray, truth: np.ndarray, protocol: Protocol, measures: Sequence[str]
-) -> dict[str, float]:
-    exact = protocol.formulas == "exact"
-    functions = {
-        "s_measure": structure.exact_s_measure if exact else structure.reference_s_measure,
-        "f_weighted": structure.exact_weighted_f if exact else structure.reference_weighted_f,
-    }
-    requested = [name for name in functions if name in measures]
-    if not requested:
-        return {}
-    probability = probability.astype(np.float64)
-    return {name: functions[name](probability, truth) for name in requested}
-
-
-def _curve_scores(
-    probability: np.ndarray, truth: np.ndarray, protocol: Protocol, measures: Sequence[str]
-) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    wanted = [family for family in CURVE_FAMILIES if f"{family}_max" in measures or f"{family}_mean" in measures]
-    adaptive = [family for family in CURVE_FAMILIES if f"{family}_adaptive" in measures]
-    if not wanted and not adaptive:
-        return {}, {}
-    if protocol.formulas == "exact":
-        curve_of, adaptive_of = curves.exact_scores(probability, truth, wanted, adaptive)
-    else:
-        curve_of, adaptive_of = curves.reference_scores(probability.astype(np.float64), truth, wanted, adaptive)
-    scalars = {f"{family}_adaptive": value for family, value in adaptive_of.items()}
-    for family, curve in curve_of.items():
-        scalars[f"{family}_max"] = float(curve.max())
-        scalars[f"{family}_mean"] = float(curve.mean())
-    return curve_of, {name: value for name, value in scalars.items() if name in measures}

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from importlib.metadata import version
 
 import cv2
 import numpy as np
@@ -30,8 +31,9 @@ def test_measures_json_reads_back_equal(tmp_path):
     assert document == {"protocol": CAMOX.as_dict(), "datasets": {"A & B": summary}}
 
 
-def test_the_protocol_names_the_library_and_its_version():
-    assert CAMOX.as_dict()["library"] == "pysodmetrics 1.6.2"
+def test_the_protocol_names_what_computes_and_what_it_equals():
+    assert CAMOX.as_dict()["library"] == f"camox {version('camox')}"
+    assert PYSOD.as_dict()["reference"] == f"pysodmetrics {version('pysodmetrics')}"
     assert PYSOD.as_dict()["min_max"] is True
 
 
