@@ -4,9 +4,10 @@ Results are plain picklable objects, so that ranks can gather them; a summary is
 whatever order, batches or shards they came.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -20,6 +21,9 @@ from camox.measures.protocol import (
 )
 from camox.measures.scores import image_scores
 from camox.measures.sums import ImageSums, find_needs, level_sums, map_sums, round_to_levels
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -65,44 +69,63 @@ def measure_image(
     check_probability(probability)
     if truth.shape != probability.shape:
         raise ValueError(f"probability map {probability.shape} and truth {truth.shape} differ in shape")
-    if truth.dtype not in (np.uint8, np.bool_) or truth.max() > 1:
-        raise ValueError(f"a truth is uint8 or bool with values 0 and 1, not {truth.dtype} up to {truth.max()}")
+    check_truth(truth)
     truth = np.ascontiguousarray(truth).view(np.uint8)
     if protocol.quantise:
         return _measure_levels(round_to_levels(probability), truth, protocol, measures)
     if probability.dtype not in (np.float32, np.float64):
         probability = probability.astype(np.float32)
-    if not truth.any() and not protocol.count_empty:
-        return result_without_object(probability >= protocol.binary_threshold)
-    sums = map_sums(probability, truth, protocol, find_needs(measures))
-    return result_of_sums(sums, protocol, measures, lambda: probability >= protocol.binary_threshold)
+    called = None if truth.any() else probability >= protocol.binary_threshold
+    counts = called is None or protocol.count_empty
+    return _result(
+        map_sums(probability, truth, protocol, find_needs(measures)) if counts else None, called, protocol, measures
+    )
 
 
 def _measure_levels(
     levels: np.ndarray, truth: np.ndarray, protocol: Protocol, measures: tuple[str, ...]
 ) -> ImageResult:
-    def called() -> np.ndarray:
-        return levels >= 255 * protocol.binary_threshold
-
-    if not truth.any() and not protocol.count_empty:
-        return result_without_object(called())
-    return result_of_sums(level_sums(levels, truth, protocol, find_needs(measures)), protocol, measures, called)
-
-
-def result_without_object(called: np.ndarray) -> ImageResult:
-    """Of an image that the protocol leaves out of the means; called: bool [H, W], the pixels called object."""
-    return ImageResult(_false_positives(called), {}, has_object=False, counts=False)
+    called = None if truth.any() else levels >= 255 * protocol.binary_threshold
+    counts = called is None or protocol.count_empty
+    return _result(
+        level_sums(levels, truth, protocol, find_needs(measures)) if counts else None, called, protocol, measures
+    )
 
 
-def result_of_sums(
-    sums: ImageSums, protocol: Protocol, measures: tuple[str, ...], called: Callable[[], np.ndarray]
+def _result(
+    sums: ImageSums | None, called: np.ndarray | None, protocol: Protocol, measures: tuple[str, ...]
 ) -> ImageResult:
-    """Of an image that takes part in the means; `called` is asked for where the truth has no object."""
+    """The result of an image by its sums, None where it takes no part in the means.
+
+    called: bool [H, W], the pixels called object, where the truth has none.
+    """
+    false_positives = {} if called is None else _false_positives(called)
+    if sums is None:
+        return ImageResult(false_positives, {}, has_object=False, counts=False)
     scalars, curve_of = image_scores(sums, protocol, measures)
-    has_object = sums.extent.pixels > 0
-    if not has_object:
-        scalars |= _false_positives(called())
-    return ImageResult(scalars, curve_of, has_object=has_object, counts=True)
+    return ImageResult(scalars | false_positives, curve_of, has_object=called is None, counts=True)
+
+
+def measure_batch(
+    probabilities: "Tensor",
+    truths: Sequence[np.ndarray],
+    protocol: str | Protocol = "camox",
+    measures: Iterable[str] = ALL_MEASURES,
+) -> list[ImageResult]:
+    """Score maps, float32 [B, h, w] in [0, 1], on the device they are on: what `measure_image` gives, to 1e-6.
+
+    Each map is resized bilinearly to its truth, uint8 [H_i, W_i] in {0, 1}. The values must be in range:
+    `Evaluator.add_batch` sees to that.
+    """
+    from camox.measures.device import batch_sums, resize_on_device, without_object  # nothing else here needs torch
+
+    protocol, measures = get_protocol(protocol), check_measures(measures)
+    maps = [resize_on_device(one, truth.shape) for one, truth in zip(probabilities, truths, strict=True)]
+    called = [without_object(one, truth, protocol) for one, truth in zip(maps, truths, strict=True)]
+    counted = [number for number, pixels in enumerate(called) if pixels is None or protocol.count_empty]
+    sums = batch_sums([maps[n] for n in counted], [truths[n] for n in counted], protocol, find_needs(measures))
+    sums_of = dict(zip(counted, sums, strict=True))
+    return [_result(sums_of.get(number), pixels, protocol, measures) for number, pixels in enumerate(called)]
 
 
 def measure_uint8(
@@ -142,11 +165,29 @@ def check_probability(probability: np.ndarray) -> None:
     """Raise ValueError unless the map is a non-empty float [H, W] of finite values in [0, 1]."""
     if probability.ndim != 2 or probability.size == 0 or not np.issubdtype(probability.dtype, np.floating):
         raise ValueError(f"a probability map is float [H, W], not {probability.dtype} {probability.shape}")
-    lowest, highest = probability.min(), probability.max()
+    check_range(float(probability.min()), float(probability.max()))
+
+
+def check_range(lowest: float, highest: float) -> None:
+    """Raise ValueError unless a map's least and greatest value are in [0, 1]; both are NaN where one value is."""
     if np.isnan(lowest):
-        raise ValueError(f"the probability map has {np.isnan(probability).sum()} NaN of {probability.size} values")
+        raise ValueError("the probability map has NaN")
     if lowest < 0 or highest > 1:
         raise ValueError(f"the probability map leaves [0, 1]: {lowest} to {highest} (logits in place of them?)")
+
+
+def check_truth(truth: np.ndarray) -> None:
+    """Raise ValueError unless the truth is uint8 or bool [H, W] in {0, 1}."""
+    if truth.dtype not in (np.uint8, np.bool_) or truth.max() > 1:
+        raise ValueError(f"a truth is uint8 or bool with values 0 and 1, not {truth.dtype} up to {truth.max()}")
+
+
+@contextmanager
+def _naming(index: int, name: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"image {index} ({name}): {error}") from error
 
 
 class Evaluator:
@@ -169,13 +210,32 @@ class Evaluator:
         group: label under which it is also summarised, "" for none. Raises ValueError, naming the image,
         for what `measure_image` refuses and for an index that was added before.
         """
-        try:
+        with _naming(index, name):
             check_probability(probability)
             resized = resize_probability(probability, (truth.shape[0], truth.shape[1]))
             result = measure_image(resized, truth, self.protocol, self.measures)
-        except ValueError as error:
-            raise ValueError(f"image {index} ({name}): {error}") from error
         self.extend([Record(index, name, group, result)])
+
+    def add_batch(
+        self,
+        indices: Sequence[int],
+        names: Sequence[str],
+        groups: Sequence[str],
+        probabilities: "Tensor",
+        truths: Sequence[np.ndarray],
+    ) -> None:
+        """`add` for the images of a batch, computed where `probabilities`, float32 [B, h, w], are.
+
+        The results are those of `add` to 1e-6 and do not depend on what else is in the batch.
+        """
+        extremes = probabilities.flatten(1).aminmax(dim=1)
+        ranges = zip(extremes.min.tolist(), extremes.max.tolist(), strict=True)
+        for index, name, truth, (lowest, highest) in zip(indices, names, truths, ranges, strict=True):
+            with _naming(index, name):
+                check_range(lowest, highest)
+                check_truth(truth)
+        results = measure_batch(probabilities, truths, self.protocol, self.measures)
+        self.extend(map(Record, indices, names, groups, results))
 
     @property
     def results(self) -> list[Record]:

@@ -1,9 +1,12 @@
 """Where an image's object is: its size, its centre and the box around it."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
+
+Patch = TypeVar("Patch", bound=Any)
+"""An array or a tensor [h, w]."""
 
 Box = tuple[slice, slice]
 """Rows and columns."""
@@ -43,8 +46,8 @@ class Extent(NamedTuple):
             slice(max(self.left - margin, 0), min(self.right + margin, self.shape[1])),
         )
 
-    def within_image(self, patch: np.ndarray, margin: int) -> np.ndarray:
-        """The patch, of the box and `margin` pixels on each side of it, with zeros where there is no image."""
+    def within_image(self, patch: Patch, margin: int) -> Patch:
+        """The patch, of the box and `margin` pixels on each side of it, set to zero where there is no image."""
         rows, columns = self.around(margin)
         top, left = self.top - margin, self.left - margin
         patch[: rows.start - top] = 0

@@ -198,7 +198,9 @@ def _quadrants_of_map(probability: np.ndarray, truth: np.ndarray, extent: Extent
         of_object = _moments(inside[box], cv2.countNonZero(truth[box]) if truth[box].size else 0)
         both = _moments(whole[box], whole[box].size)
         background = Moments(*(float(all_ - part) for all_, part in zip(both, of_object, strict=True)))
-        quadrants.append(Quadrant(background, of_object, _constant(probability[box], background, of_object)))
+        values = probability[box]
+        lowest, highest = (values.min(), values.max()) if values.size else (0, 0)
+        quadrants.append(Quadrant(background, of_object, constant_value(lowest, highest, background, of_object)))
     return quadrants
 
 
@@ -206,9 +208,7 @@ def _moments(values: np.ndarray, pixels: int) -> Moments:
     return Moments(pixels, float(np.einsum("ij->", values)), float(np.einsum("ij,ij->", values, values)))
 
 
-def _constant(values: np.ndarray, background: Moments, inside: Moments) -> float | None:
+def constant_value(lowest: float, highest: float, background: Moments, inside: Moments) -> float | None:
     """The value of a quadrant that has one; it is asked for only where the truth is constant too."""
-    if values.size == 0 or (background.pixels and inside.pixels):
-        return None
-    lowest = values.min()
-    return float(lowest) if lowest == values.max() else None
+    mixed = background.pixels and inside.pixels
+    return None if mixed or lowest != highest or not (background.pixels or inside.pixels) else float(lowest)
