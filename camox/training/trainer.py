@@ -488,7 +488,7 @@ class Trainer:
 
     def _sampler(self, phase: ResolvedPhase) -> EpochBatches:
         seed, left_out = self.experiment.experiment.seed, self.recovery.left_out
-        return phase_sampler(phase, len(self.train_source), seed, self.accelerator, left_out)
+        return phase_sampler(phase, self.train_source.weights, seed, self.accelerator, left_out)
 
     def _steps_in(self, phase: ResolvedPhase) -> int:
         """Optimizer steps in one epoch of a phase."""
