@@ -50,3 +50,11 @@ class Source(Samples, Protocol):
     @property
     def notices(self) -> Sequence[str]:
         """One line for each thing the user must be told, such as a count of images left out."""
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        """One line for each thing that was decided for the user and is as it should be."""
+
+    @property
+    def weights(self) -> Sequence[float]:
+        """How often each sample comes in an epoch, on average."""

@@ -4,26 +4,26 @@ import zlib
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from camox.data import layouts
 from camox.data.decoding import read_image, read_mask
 from camox.data.habitats import Habitats
+from camox.data.layouts import LAYOUTS, SPLITS, Located, locate
+from camox.data.pairing import Pair, folder, pair_up
 from camox.data.samples import Sample, Samples, Source
 from camox.errors import DataError
 
 
 class PairedFiles:
-    """Image and mask files of one layout, decoded when asked for."""
+    """Image and mask files, decoded when asked for."""
 
-    def __init__(self, layout: layouts.Layout, label: str):
-        self.label = label
-        self.notices: Sequence[str] = layout.notices
-        self.pairs = layout.pairs
-        self.names: Sequence[str] = [pair.name for pair in layout.pairs]
-        self.groups: Sequence[str] = [pair.group for pair in layout.pairs]
+    def __init__(self, pairs: Sequence[Pair]):
+        self.pairs = pairs
+        self.names: Sequence[str] = [pair.name for pair in pairs]
+        self.groups: Sequence[str] = [pair.group for pair in pairs]
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -41,11 +41,23 @@ class PairedFiles:
 
 
 class Concatenation:
-    """Several sources one after the other."""
+    """Several sources one after the other, each with the weight of its samples."""
 
-    def __init__(self, parts: Sequence[Samples], label: str, notices: Sequence[str] = ()):
+    def __init__(
+        self,
+        parts: Sequence[Samples],
+        label: str,
+        notices: Sequence[str] = (),
+        remarks: Sequence[str] = (),
+        weights: Sequence[float] | None = None,
+    ):
         self.label = label
         self.notices = notices
+        self.remarks = remarks
+        of_parts = weights or [1.0] * len(parts)
+        self.weights: Sequence[float] = [
+            weight for part, weight in zip(parts, of_parts, strict=True) for _ in range(len(part))
+        ]
         self.parts = list(parts)
         self.names: Sequence[str] = [name for part in self.parts for name in part.names]
         self.groups: Sequence[str] = [group for part in self.parts for group in part.groups]
@@ -70,6 +82,8 @@ class Subset:
         self.indices = list(indices)
         self.label = source.label
         self.notices = source.notices
+        self.remarks = source.remarks
+        self.weights: Sequence[float] = [source.weights[i] for i in self.indices]
         self.names: Sequence[str] = [source.names[i] for i in self.indices]
         self.groups: Sequence[str] = [source.groups[i] for i in self.indices]
 
@@ -80,27 +94,29 @@ class Subset:
         return self.source[self.indices[index]]
 
 
+_OF_FILES = {"layout", "split", "non_camouflaged", "super_class", "name", "weight"}
 _KEYS = {
-    "cod10k": {"layout", "path", "split", "non_camouflaged", "name"},
-    "folder": {"layout", "images", "masks", "name"},
-    "habitats": {"synthetic", "count", "seed", "size", "kinds", "empty", "tiny", "name"},
+    **{layout: {"path", *_OF_FILES} for layout in LAYOUTS},
+    "folder": {"images", "masks", *_OF_FILES} - {"split"},
+    "habitats": {"synthetic", "count", "seed", "size", "kinds", "empty", "tiny", "name", "weight"},
 }
-_REQUIRED = {"cod10k": {"path"}, "folder": {"images", "masks"}, "habitats": {"count"}}
+_REQUIRED = {**{layout: {"path"} for layout in LAYOUTS}, "folder": {"images", "masks"}, "habitats": {"count"}}
 
 
 def open_source(specification: Mapping[str, Any], split: str = "train") -> Source:
     """Open the dataset that `specification` describes; no pixel is decoded yet.
 
-    It is one of `{layout="cod10k", path, split?, non_camouflaged?}`, `{layout="folder", images, masks}` and
-    `{synthetic="habitats", count, seed?, size?, kinds?, empty?, tiny?}`, each with an optional `name`, which
-    becomes the label. A key whose value is None counts as not given. `split` ("train" or "test") holds where
-    the specification has none. Raises `DataError` when the dataset is missing, incomplete or of another form.
+    It is one of `{layout=one of layouts.LAYOUTS, path, split?}`, `{layout="folder", images, masks}`, both with
+    `non_camouflaged?` and `super_class?` (see `pairing.pair_up`), and `{synthetic="habitats", count, seed?, size?,
+    kinds?, empty?, tiny?}`, each with an optional `name`, which becomes the label, and `weight`. A key whose value is
+    None counts as not given. `split` ("train" or "test") holds where the specification has none. Raises `DataError`
+    when the dataset is missing, incomplete or of another form.
     """
     given = {key: value for key, value in specification.items() if value is not None}
     kind = given.get("layout", given.get("synthetic"))
     if kind not in _KEYS:
         raise DataError(
-            f'a data source is of an unknown form: {dict(specification)}; use layout = "cod10k" with path, '
+            f"a data source is of an unknown form: {dict(specification)}; use layout ({', '.join(LAYOUTS)}) with path, "
             f'layout = "folder" with images and masks, or synthetic = "habitats" with count'
         )
     if unknown := sorted(given.keys() - _KEYS[kind]):
@@ -108,26 +124,46 @@ def open_source(specification: Mapping[str, Any], split: str = "train") -> Sourc
     if missing := sorted(_REQUIRED[kind] - given.keys()):
         raise DataError(f"data source {kind}: {', '.join(missing)} is missing; it takes {_listed(_KEYS[kind])}")
 
-    label = str(given.pop("name", kind))
+    label = str(given.pop("name", "")) or _label(kind, given)
+    weight = given.pop("weight", 1.0)
     if kind == "habitats":
         arguments = {key: value for key, value in given.items() if key != "synthetic"}
-        return Concatenation([Habitats(**arguments)], label)
-    arguments = {key: value for key, value in given.items() if key != "layout"}
-    if kind == "folder":
-        return PairedFiles(layouts.folder(**arguments), label)
-    return PairedFiles(layouts.cod10k(**{"split": split, **arguments}), label)
+        return Concatenation([Habitats(**arguments)], label, weights=[weight])
+    located = locate_source(given, split)
+    pairing = {key: given[key] for key in ("super_class", "non_camouflaged") if key in given}
+    found = pair_up(located, **pairing)
+    # Whoever writes a layout's name knows it.
+    remarks = [located.explanation] if kind == "auto" else []
+    return Concatenation([PairedFiles(found.pairs)], label, found.notices, remarks, [weight])
+
+
+def locate_source(specification: Mapping[str, Any], split: str = "train") -> Located:
+    """Where the files of a specification with a layout lie; `split` holds where it has none. Raises `DataError`."""
+    if specification["layout"] == "folder":
+        return folder(specification["images"], specification["masks"])
+    return locate(specification["path"], specification["layout"], specification.get("split") or split)
+
+
+def _label(kind: str, specification: Mapping[str, Any]) -> str:
+    """What a dataset is called that was given no name: after its layout, or its folder where that says more."""
+    if kind not in ("auto", "pairs", "sinet"):
+        return kind
+    path = Path(specification["path"]).expanduser().resolve()
+    return path.parent.name if path.name.lower() in SPLITS else path.name
 
 
 def open_sources(specifications: Sequence[Mapping[str, Any]], split: str = "train") -> Source:
     """Open every specification (see `open_source`) and put the sources one after the other.
 
-    The label joins the labels with " + "; notices carry the label they belong to.
+    The label joins the labels with " + "; notices and remarks carry the label they belong to.
     """
     sources = [open_source(specification, split) for specification in specifications]
     if len(sources) == 1:
         return sources[0]
     notices = [f"{source.label}: {notice}" for source in sources for notice in source.notices]
-    joined = Concatenation(sources, " + ".join(source.label for source in sources), notices)
+    remarks = [f"{source.label}: {remark}" for source in sources for remark in source.remarks]
+    weights = [source.weights[0] for source in sources]
+    joined = Concatenation(sources, " + ".join(source.label for source in sources), notices, remarks, weights)
     # A dataset without groups of its own is one: splits are then stratified by dataset, and tables tell them apart.
     of_dataset = [source.label for source in sources for _ in range(len(source))]
     joined.groups = [group or label for group, label in zip(joined.groups, of_dataset, strict=True)]

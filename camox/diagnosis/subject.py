@@ -68,7 +68,7 @@ class Subject:
         phase = self.phase
         size = image_size or phase.image_size
         sized = ResolvedPhase(phase.name, phase.epochs, phase.freeze, images, phase.accumulate, phase.lr, size)
-        sampler = EpochBatches(len(self.source), images, self.experiment.experiment.seed)
+        sampler = EpochBatches(self.source.weights, images, self.experiment.experiment.seed)
         without_workers = self.experiment.data.model_copy(update={"workers": 0})
         experiment = self.experiment.model_copy(update={"data": without_workers})
         loader = phase_loader(experiment, sized, self.source, sampler, pin_memory=False)

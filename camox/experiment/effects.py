@@ -9,11 +9,13 @@ from camox.experiment.table import Table
 if TYPE_CHECKING:
     from camox.experiment.experiment import Experiment
     from camox.experiment.schema import MixtureOfExperts, Schedule
+    from camox.experiment.sources import Data
 
 
 def keys_without_effect(experiment: "Experiment") -> Iterator[str]:
     """Return a remark on each such key: what it is, why it has no effect, and what to do."""
     yield from _of_schedule(experiment.schedule)
+    yield from _of_scored_sources(experiment.data)
     moe = experiment.model.moe
     rules = [rule for rule in (*_rules_of_mode(moe), *_rules_of_balance(moe)) if rule.applies]
     for key in (*_keys_set(moe, "model.moe"), *_keys_set(experiment.optimizer, "optimizer")):
@@ -46,6 +48,16 @@ def _of_schedule(schedule: "Schedule") -> Iterator[str]:
                 f'schedule.{key} has no effect with name = "{schedule.name}", only with {listed(names)}: '
                 "remove it or choose another schedule"
             )
+
+
+def _of_scored_sources(data: "Data") -> Iterator[str]:
+    for name, sources in (("val", data.val), ("test", data.test)):
+        for position, source in enumerate(sources):
+            if source.weight != 1:
+                yield (
+                    f"data.{name}[{position}].weight has no effect: every image is scored once; remove it or move the "
+                    "source to data.train"
+                )
 
 
 class _Rule(NamedTuple):

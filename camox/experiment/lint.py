@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from camox.experiment.effects import keys_without_effect
 from camox.experiment.lines import KeyPath
 from camox.experiment.problems import Problem, listed, quoted
+from camox.experiment.sources import HabitatsSource
 
 if TYPE_CHECKING:
     from camox.experiment.experiment import Experiment
@@ -347,10 +348,10 @@ def _too_few_images(experiment: "Experiment") -> Iterator[str]:
 
 
 def training_images(experiment: "Experiment") -> int | None:
-    """Return the number of training images, or None where only the disk can tell."""
-    counts = [getattr(source, "count", None) for source in experiment.data.train]
-    known = [count for count in counts if count is not None]
-    if len(known) < len(counts):
+    """Return the number of training images in an epoch, or None where only the disk can tell."""
+    sources = experiment.data.train
+    known = [source.count * source.weight for source in sources if isinstance(source, HabitatsSource)]
+    if len(known) < len(sources):
         return None
     return round(sum(known) * (1 - experiment.data.val_fraction))
 

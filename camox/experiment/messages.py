@@ -35,7 +35,7 @@ _TYPES = {
     "tuple_type": "a list",
 }
 _SOURCE_FORMS = (
-    '{ layout = "cod10k", path = "…" }, { layout = "folder", images = "…", masks = "…" } '
+    '{ layout = "auto", path = "…" }, { layout = "folder", images = "…", masks = "…" } '
     'or { synthetic = "habitats", count = … }'
 )
 

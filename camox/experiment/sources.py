@@ -1,36 +1,52 @@
 """The `[data]` table: where images and masks come from and how they are fed."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from camox.experiment.table import Table
 
 Habitat = Literal["forest", "desert", "underwater", "rock", "mixture"]
 
 
-class Cod10kSource(Table):
-    """Pairs in the layout in which COD10K-v3 is distributed (`Train/Image`, `Train/GT_Object`, …)."""
-
-    layout: Literal["cod10k"]
-    """Names the layout."""
-
-    path: str = Field(min_length=1)
-    """Folder that holds `Train` and `Test`."""
-
-    split: Literal["train", "test"] | None = None
-    """Which half to take. By default the one of the list it stands in: `train` and `val` take "train", `test`
-    "test"."""
-
-    non_camouflaged: bool = False
-    """Also take the images without a camouflaged object; their masks are black. Usual COD training leaves
-    them out."""
+class _Source(Table):
+    """What all sources have."""
 
     name: str | None = Field(default=None, min_length=1)
-    """Label of the dataset in tables; by default the layout's own."""
+    """Label of the dataset in tables; by default its folder's, or that of its form."""
+
+    weight: float = Field(default=1.0, gt=0, le=100)
+    """How often each sample comes in an epoch of training: 2 shows all of them twice, 0.5 another half each time."""
 
 
-class FolderSource(Table):
+class _FileSource(_Source):
+    """What sources have whose images and masks are files."""
+
+    non_camouflaged: bool = False
+    """Also take the images without a camouflaged object (COD10K-NonCAM-…); their masks are black. Usual COD training
+    leaves them out."""
+
+    super_class: str | None = Field(default=None, min_length=1)
+    """As `data.super_class`, which holds where this is not given."""
+
+
+class LayoutSource(_FileSource):
+    """A dataset in one folder, laid out as the field's datasets are."""
+
+    layout: Literal["auto", "cod10k", "camo", "sinet", "pairs"]
+    """COD10K-v3 (`Train/Image`, `Train/GT_Object`, …), CAMO (`Images/Train` and `Images/Test` with one `GT`), SINet's
+    collection (`TrainDataset`, `TestDataset/<set>`), or a folder of images beside one of masks (CHAMELEON, NC4K and
+    most others). "auto" looks which of these it is, and the run says what it took."""
+
+    path: str = Field(min_length=1)
+    """Folder of the dataset."""
+
+    split: Literal["train", "test"] | None = None
+    """Which half to take of a dataset that has two. By default the one of the list it stands in: `train` and `val` take
+    "train", `test` "test"."""
+
+
+class FolderSource(_FileSource):
     """A folder of images and one of masks, paired by file name without extension."""
 
     layout: Literal["folder"]
@@ -42,11 +58,8 @@ class FolderSource(Table):
     masks: str = Field(min_length=1)
     """Folder of masks, one for each image."""
 
-    name: str | None = Field(default=None, min_length=1)
-    """Label of the dataset in tables; by default the layout's own."""
 
-
-class HabitatsSource(Table):
+class HabitatsSource(_Source):
     """Synthetic camouflage, painted from a seed: no files, no downloads."""
 
     synthetic: Literal["habitats"]
@@ -70,17 +83,18 @@ class HabitatsSource(Table):
     tiny: float = Field(default=0.1, ge=0, le=1)
     """Share of images with tiny objects only. `empty` and `tiny` together are at most 1."""
 
-    name: str | None = Field(default=None, min_length=1)
-    """Label of the dataset in tables; by default the generator's own."""
 
-
-SOURCES: dict[str, type[Table]] = {"cod10k": Cod10kSource, "folder": FolderSource, "habitats": HabitatsSource}
+SOURCES: dict[str, type[Table]] = {
+    **dict.fromkeys(get_args(LayoutSource.model_fields["layout"].annotation), LayoutSource),
+    "folder": FolderSource,
+    "habitats": HabitatsSource,
+}
 
 
 def source_kind(source: Any) -> str | None:
     """Return the kind a source says it is, a key of `SOURCES`; None if it says nothing or nothing known."""
     if isinstance(source, Table):
-        return next(kind for kind, table in SOURCES.items() if type(source) is table)
+        return str(getattr(source, "layout", "habitats"))
     if not isinstance(source, dict):
         return None
     key = "layout" if "layout" in source else "synthetic"
@@ -91,11 +105,16 @@ def source_kind(source: Any) -> str | None:
     return kind
 
 
+def _form(source: Any) -> str | None:
+    kind = source_kind(source)
+    return None if kind is None else SOURCES[kind].__name__
+
+
 Source = Annotated[
-    Annotated[Cod10kSource, Tag("cod10k")]
-    | Annotated[FolderSource, Tag("folder")]
-    | Annotated[HabitatsSource, Tag("habitats")],
-    Discriminator(source_kind),
+    Annotated[LayoutSource, Tag("LayoutSource")]
+    | Annotated[FolderSource, Tag("FolderSource")]
+    | Annotated[HabitatsSource, Tag("HabitatsSource")],
+    Discriminator(_form),
 ]
 
 
@@ -129,6 +148,11 @@ class Data(Table):
     batch_size: int = Field(default=8, ge=1)
     """Images per device and micro-batch. The effective batch is this × `optimizer.accumulate` × devices."""
 
+    super_class: str = Field(default="names", min_length=1)
+    """Where the groups come from that splits are stratified by and tables are broken down by: "names" (COD10K's names
+    hold the super-class; else the subfolder), "none", or the path of a CSV file with the columns name and
+    super_class."""
+
     val_fraction: float = Field(default=0.1, ge=0, lt=1)
     """Share of `train` held out for validation, stratified by group. 0 where `val` is given."""
 
@@ -146,13 +170,20 @@ class Data(Table):
             return {**table, "val_fraction": 0.0}
         return table
 
-    @field_validator("train", "val", "test")
-    @classmethod
-    def _fill_in_split(cls, sources: tuple[Source, ...], info: Any) -> tuple[Source, ...]:
-        split = "test" if info.field_name == "test" else "train"
-        return tuple(
-            source.model_copy(update={"split": split})
-            if isinstance(source, Cod10kSource) and source.split is None
-            else source
-            for source in sources
-        )
+    @model_validator(mode="after")
+    def _fill_in(self) -> Self:
+        """Gives sources what the table says for all."""
+        for name in ("train", "val", "test"):
+            split = "test" if name == "test" else "train"
+            filled = tuple(_filled(source, split, self.super_class) for source in getattr(self, name))
+            object.__setattr__(self, name, filled)  # this very object is what validation returns
+        return self
+
+
+def _filled(source: Source, split: str, super_class: str) -> Source:
+    found: dict[str, Any] = {}
+    if isinstance(source, LayoutSource) and source.split is None:
+        found["split"] = split
+    if isinstance(source, _FileSource) and source.super_class is None:
+        found["super_class"] = super_class
+    return source.model_copy(update=found) if found else source

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from camox.data.decoding import read_image
-from camox.data.layouts import IMAGE_SUFFIXES
+from camox.data.pairing import IMAGE_SUFFIXES
 from camox.data.transforms import resize_image
 from camox.errors import CheckpointError, DataError
 from camox.inference.loaded_model import LoadedModel, Weights, load_model

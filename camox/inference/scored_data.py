@@ -1,18 +1,16 @@
 """Which data a checkpoint is scored on, and what part they had in making it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from camox.data.layouts import splits_of
 from camox.data.samples import Source
-from camox.data.sources import open_source, open_training_sources
+from camox.data.sources import locate_source, open_source, open_training_sources
 from camox.errors import DataError
 from camox.experiment import Experiment
 from camox.tracking.jsonl import plain
-
-_IMAGE_FOLDERS = ("imgs", "image", "images", "im")
-_MASK_FOLDERS = ("gt", "gt_object", "mask", "masks")
 
 TRAINING = "training"
 SELECTION = "selection"
@@ -116,40 +114,10 @@ def _told_apart(scored: Iterable[ScoredData]) -> list[ScoredData]:
 
 
 def _recognise(path: Path) -> dict[str, Any]:
-    """The specification of the data in a folder: COD10K, one of its halves, or folders of images and masks."""
-    if not path.is_dir():
-        raise DataError(f"{path}: no such folder: correct --data; relative paths start from {Path.cwd()}")
-    folders = {child.name.lower(): child for child in sorted(path.iterdir()) if child.is_dir()}
-    for split in ("test", "train"):
-        if _is_cod10k_half(path / split.capitalize()):
-            return {"layout": "cod10k", "path": str(path), "split": split}
-    if path.name in ("Test", "Train") and _is_cod10k_half(path):
-        return {"layout": "cod10k", "path": str(path.parent), "split": path.name.lower()}
-    images = next((folders[name] for name in _IMAGE_FOLDERS if name in folders), None)
-    masks = next((folders[name] for name in _MASK_FOLDERS if name in folders), None)
-    if images and masks:
-        return {"layout": "folder", "images": str(images), "masks": str(masks)}
-    raise DataError(f"{path}: no known layout of images and masks: {_remedy(path, list(folders.values()))}")
-
-
-def _is_cod10k_half(folder: Path) -> bool:
-    return (folder / "Image").is_dir() and (folder / "GT_Object").is_dir()
-
-
-def _remedy(path: Path, folders: Sequence[Path]) -> str:
-    deeper = [folder for folder in folders if _has_pairs(folder)]
-    if deeper:
-        return f"{', '.join(folder.name for folder in deeper)} in it have one: give --data NAME={deeper[0]}"
-    found = ", ".join(folder.name for folder in folders) or "no folder"
-    return (
-        "it should hold Train and Test (COD10K), or one folder of images (Imgs, Image, images, im) and one of masks "
-        f"(GT, GT_Object, Mask, masks, gt); it holds {found}"
-    )
-
-
-def _has_pairs(folder: Path) -> bool:
-    names = {child.name.lower() for child in folder.iterdir() if child.is_dir()}
-    return bool(names & set(_IMAGE_FOLDERS) and names & set(_MASK_FOLDERS))
+    """The specification of the data in a folder: its test part, where it has one."""
+    splits = splits_of(path)
+    split = "train" if splits == ("train",) else "test"
+    return {"layout": "auto", "path": str(path), "split": split}
 
 
 def _used_for(specification: Mapping[str, Any], experiment: Experiment | None) -> str:
@@ -163,11 +131,9 @@ def _used_for(specification: Mapping[str, Any], experiment: Experiment | None) -
 
 
 def _identity(specification: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Equal for two specifications that show the same images: the folder of the images, or the painter's seed."""
-    if specification.get("layout") == "cod10k":
-        part = str(specification["split"]).capitalize()
-        return ("files", (Path(specification["path"]).expanduser() / part / "Image").resolve())
-    if specification.get("layout") == "folder":
-        return ("files", Path(specification["images"]).expanduser().resolve())
+    """Equal for two specifications that show the same images: the folders of the images, or the painter's seed."""
+    if "layout" in specification:
+        parts = locate_source(specification).parts
+        return ("files", *(part.images.resolve() for part in parts))
     # Image i of a seed does not depend on how many there are.
-    return tuple(sorted((k, str(v)) for k, v in specification.items() if k not in ("count", "name")))
+    return tuple(sorted((k, str(v)) for k, v in specification.items() if k not in ("count", "name", "weight")))

@@ -4,6 +4,7 @@ On a terminal: colour, one live line while training. Elsewhere (a log file, a pi
 interval and per validation, without control characters. Names of files and classes are never read as markup.
 """
 
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -55,7 +56,7 @@ class Console:
         width: int | None = None,
     ):
         def console(stderr: bool) -> RichConsole:
-            return RichConsole(
+            return _Steadfast(
                 file=stream,
                 stderr=stderr,
                 force_terminal=terminal,
@@ -210,6 +211,17 @@ class Console:
         # While the live line is shown, printing to the same terminal by another way would tear it.
         console = self._out if self._live and self._err.is_terminal else self._err
         console.print(Text(prefix, style=style).append(text, style="not bold default"), soft_wrap=True)
+
+
+class _Steadfast(RichConsole):
+    """Goes on in silence where nobody reads any more, as after `| head`: a run must not end for that."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        # Or the interpreter fails at its end, when it writes out what is left.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.file.fileno())
+        os.close(nowhere)
 
 
 class TrainingProgress:

@@ -30,6 +30,8 @@ def announce(
     notices = dict.fromkeys([*train.notices, *held_out.notices])
     for text in [*notices, *experiment.warnings, *precision_notices(experiment, accelerator)]:
         console.warning(text)
+    for text in dict.fromkeys([*train.remarks, *held_out.remarks]):
+        console.notice(text)
     ranks = accelerator.num_processes
     phases = experiment.phases_resolved()
     batches = [

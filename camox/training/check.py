@@ -51,13 +51,17 @@ def check(experiment: Experiment) -> None:
         data.val_fraction,
         settings.seed,
     )
-    test = open_sources([source.plain() for source in data.test], split="test").notices if data.test else ()
-    for notice in dict.fromkeys([*train.notices, *held_out.notices, *test]):
+    opened = [train, held_out]
+    if data.test:
+        opened.append(open_sources([source.plain() for source in data.test], split="test"))
+    for notice in dict.fromkeys(notice for source in opened for notice in source.notices):
         console.warning(notice)
+    for remark in dict.fromkeys(remark for source in opened for remark in source.remarks):
+        console.notice(remark)
     rows: list[tuple[str, object]] = [("held out", counted(len(held_out), "sample"))]
     for phase in experiment.phases_resolved():
         TrainSet(train, phase.image_size, [transform.specification() for transform in data.augment])
-        batches = len(EpochBatches(len(train), phase.batch_size, settings.seed))
+        batches = len(EpochBatches(train.weights, phase.batch_size, settings.seed))
         steps = -(-batches // phase.accumulate)
         rows.append(
             (

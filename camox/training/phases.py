@@ -73,11 +73,11 @@ def _located(epoch: int, phases: Sequence[ResolvedPhase]) -> tuple[ResolvedPhase
 
 
 def phase_sampler(
-    phase: ResolvedPhase, samples: int, seed: int, accelerator: Accelerator, left_out: Collection[int] = ()
+    phase: ResolvedPhase, weights: Sequence[float], seed: int, accelerator: Accelerator, left_out: Collection[int] = ()
 ) -> EpochBatches:
-    """This rank's batches of the phase's size, without the samples `left_out`."""
+    """This rank's batches of the phase's size, by the weight of each sample and without those `left_out`."""
     rank, ranks = accelerator.process_index, accelerator.num_processes
-    return EpochBatches(samples, phase.batch_size, seed, rank, ranks, left_out)
+    return EpochBatches(weights, phase.batch_size, seed, rank, ranks, left_out)
 
 
 def phase_loader(

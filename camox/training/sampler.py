@@ -1,8 +1,9 @@
 """Which samples make up which batch: a pure function of seed, epoch and attempt, with nothing to restore."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from camox.errors import ExperimentError
 from camox.tracking.console import counted
@@ -17,6 +18,8 @@ class EpochBatches:
     lists of `(epoch, index)`, the keys of `TrainSet`.
 
     Args:
+        weights: of each sample, how often it comes in an epoch, on average. Of samples of one weight all come equally
+            often: with 2.5 each comes twice, and half of them, another half in the next epoch, once more.
         left_out: indices of samples that are in no batch.
 
     Raises:
@@ -25,17 +28,18 @@ class EpochBatches:
 
     def __init__(
         self,
-        samples: int,
+        weights: Sequence[float],
         batch_size: int,
         seed: int,
         rank: int = 0,
         ranks: int = 1,
         left_out: Collection[int] = (),
     ):
-        self._kept = np.setdiff1d(np.arange(samples), list(left_out))
-        if len(self._kept) < batch_size * ranks:
+        self._parts = _parts_of_equal_weight(weights, left_out)
+        self._samples = sum(count for _, count in self._parts)
+        if self._samples < batch_size * ranks:
             raise ExperimentError(
-                f"{counted(len(self._kept), 'training sample')} cannot fill one batch of {batch_size} on "
+                f"{counted(self._samples, 'training sample')} cannot fill one batch of {batch_size} on "
                 f"{counted(ranks, 'process')}: "
                 "lower data.batch_size (or the phase's), or give more data"
             )
@@ -53,10 +57,25 @@ class EpochBatches:
 
     def __len__(self) -> int:
         """Batches in a whole epoch, on each rank."""
-        return len(self._kept) // (self.batch_size * self.ranks)
+        return self._samples // (self.batch_size * self.ranks)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = np.random.default_rng([self.seed, self.epoch, self.attempt]).permutation(self._kept)
+        drawn = np.concatenate([self._drawn(*part) for part in self._parts])
+        order = np.random.default_rng([self.seed, self.epoch, self.attempt]).permutation(drawn)
         for batch in range(self.start, len(self)):
             first = (batch * self.ranks + self.rank) * self.batch_size
             yield [(self.epoch, int(index)) for index in order[first : first + self.batch_size]]
+
+    def _drawn(self, members: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+        """`count` of the members in this epoch: all of them as often as that is whole, then the next in turn."""
+        whole, rest = divmod(count, len(members))
+        turn = np.random.default_rng([self.seed, len(members)]).permutation(members) if rest else members
+        return np.concatenate([*[members] * whole, np.take(turn, np.arange(rest) + self.epoch * rest, mode="wrap")])
+
+
+def _parts_of_equal_weight(weights: Sequence[float], left_out: Collection[int]) -> list[tuple[NDArray[np.int64], int]]:
+    """Samples of one weight, and how many of them an epoch takes, for every weight."""
+    kept = np.setdiff1d(np.arange(len(weights)), list(left_out))
+    of_kept = np.asarray(weights, np.float64)[kept]
+    parts = [(kept[of_kept == weight], weight) for weight in np.unique(of_kept)]
+    return [(members, round(weight * len(members))) for members, weight in parts]

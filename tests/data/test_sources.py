@@ -108,6 +108,23 @@ def test_subset_keeps_its_order(tmp_path):
     assert [subset[i].name for i in range(2)] == ["2", "0"]
 
 
+def test_a_recognised_layout_is_explained_and_called_after_its_folder(tmp_path):
+    write_pairs(tmp_path / "NC4K")
+    source = open_source({"layout": "auto", "path": str(tmp_path / "NC4K")})
+    assert source.label == "NC4K"
+    (remark,) = source.remarks
+    assert remark.startswith("layout pairs: images in ")
+    assert open_source({"layout": "pairs", "path": str(tmp_path / "NC4K")}).remarks == []
+
+
+def test_samples_keep_the_weight_of_their_source_in_every_part(tmp_path):
+    files = {**write_pairs(tmp_path), "weight": 0.5}
+    habitats = {"synthetic": "habitats", "count": 4, "size": 32, "weight": 3.0}
+    joined = open_sources([files, habitats])
+    assert list(joined.weights) == [0.5] * 3 + [3.0] * 4
+    assert list(Subset(joined, [6, 0, 1]).weights) == [3.0, 0.5, 0.5]
+
+
 def test_notices_say_which_source_they_are_of(tmp_path):
     specification = write_pairs(tmp_path / "a")
     (tmp_path / "a/images/0.png").unlink()
@@ -116,9 +133,9 @@ def test_notices_say_which_source_they_are_of(tmp_path):
 
 
 def test_split_in_the_specification_comes_before_the_default(tmp_path):
-    with pytest.raises(DataError, match="Test/Image"):
+    with pytest.raises(DataError, match="no test part"):
         open_source({"layout": "cod10k", "path": str(tmp_path), "split": "test"}, split="train")
-    with pytest.raises(DataError, match="Test/Image"):
+    with pytest.raises(DataError, match="no test part"):
         open_source({"layout": "cod10k", "path": str(tmp_path), "split": None}, split="test")
 
 

@@ -25,6 +25,11 @@ Write = Callable[..., Path]
         (["ema.decay=0.9999", "ema.warmup=true"], None),
         (["ema.decay=0.9999", "ema.warmup=false", "ema.enabled=false"], None),
         (["ema.decay=0.9999", "ema.warmup=false", 'data.train=[{layout="cod10k",path="x"}]'], None),
+        (
+            ['data.test=[{synthetic="habitats",count=4,weight=2}]'],
+            "data.test[0].weight has no effect: every image is scored once",
+        ),
+        (['data.train=[{synthetic="habitats",count=400,weight=2}]'], None),
         (["schedule.name=constant", "schedule.min_lr=1e-6"], 'min_lr has no effect with name = "constant", only with'),
         (["schedule.name=constant", "schedule.min_lr=1e-5"], None),
         (["schedule.milestones=[1]"], 'milestones has no effect with name = "cosine", only with "multistep"'),

@@ -98,7 +98,7 @@ DATA_MISTAKES = {
     ),
     "source that is none": (
         "train = [3]",
-        '3: [data] train[0]: must be a table, not the number 3: write { layout = "cod10k", path = "…" }, '
+        '3: [data] train[0]: must be a table, not the number 3: write { layout = "auto", path = "…" }, '
         '{ layout = "folder", images = "…", masks = "…" } or { synthetic = "habitats", count = … }',
     ),
     "value in a source": (

@@ -241,7 +241,7 @@ def test_cod10k_and_its_halves_are_recognised(run_evaluate, save, tmp_path, give
 
 @pytest.mark.parametrize(
     ("folders", "message"),
-    [([], "no folder"), (["a/Imgs", "a/GT"], "--data NAME=.*a"), (["Imgs"], "Imgs")],
+    [([], "no folder"), (["a/Imgs", "a/GT"], r"holds no dataset itself, but .*a does"), (["Imgs"], "Imgs")],
     ids=["empty", "one level too high", "no masks"],
 )
 def test_an_unknown_layout_says_what_was_looked_for(run_evaluate, tmp_path, folders, message):
@@ -253,7 +253,7 @@ def test_an_unknown_layout_says_what_was_looked_for(run_evaluate, tmp_path, fold
 
 
 def test_missing_data_is_an_error(run_evaluate, tmp_path):
-    with pytest.raises(DataError, match="no such folder"):
+    with pytest.raises(DataError, match="no folder"):
         run_evaluate(data={"x": tmp_path / "nowhere"})
 
 

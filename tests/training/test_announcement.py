@@ -39,16 +39,19 @@ SIX = "texture, edge, contrast, frequency, attention, semantic"
 )
 def test_experts_are_announced_as_they_will_be_used(tiny_experiment, overrides, expected):
     rows: dict[str, object] = {}
+    said: list[str] = []
     console: Any = SimpleNamespace(
-        warning=lambda text: None, header=lambda title, found: rows.update((key, value) for key, value in found)
+        warning=lambda text: None, notice=said.append, header=lambda _, found: rows.update(found)
     )
-    source: Any = type("Source", (), {"notices": (), "label": "habitats", "__len__": lambda self: 10})()
+    told = {"notices": (), "remarks": ("layout camo",), "label": "habitats"}
+    source: Any = type("Source", (), {**told, "__len__": lambda self: 10})()
     accelerator: Any = SimpleNamespace(
         num_processes=1, device=SimpleNamespace(type="cpu"), mixed_precision="no", is_main_process=True
     )
     network: Any = SimpleNamespace(parameters=lambda: iter(()))
     announce(console, tiny_experiment(*overrides), accelerator, network, source, source, Position())
     assert rows["experts"] == expected
+    assert said == ["layout camo"]
 
 
 def test_check_says_one_step_and_two_steps(tiny_experiment, capsys):

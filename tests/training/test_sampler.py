@@ -1,5 +1,7 @@
 """The order of samples is a pure function; ranks share it without overlap."""
 
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,7 +27,7 @@ def test_ranks_share_an_epoch_without_overlap(samples, batch_size, ranks, epoch,
     if samples < batch_size * ranks:
         return
     shards = [
-        batches_of(epoch, samples=samples, batch_size=batch_size, seed=seed, rank=rank, ranks=ranks)
+        batches_of(epoch, weights=[1.0] * samples, batch_size=batch_size, seed=seed, rank=rank, ranks=ranks)
         for rank in range(ranks)
     ]
     lengths = {len(shard) for shard in shards}
@@ -39,22 +41,22 @@ def test_ranks_share_an_epoch_without_overlap(samples, batch_size, ranks, epoch,
 
 
 def test_one_process_sees_the_batches_of_two_put_together():
-    one = batches_of(3, samples=40, batch_size=8, seed=1)
-    two = [batches_of(3, samples=40, batch_size=4, seed=1, rank=rank, ranks=2) for rank in range(2)]
+    one = batches_of(3, weights=[1.0] * 40, batch_size=8, seed=1)
+    two = [batches_of(3, weights=[1.0] * 40, batch_size=4, seed=1, rank=rank, ranks=2) for rank in range(2)]
     assert one == [left + right for left, right in zip(*two, strict=True)]
 
 
 @given(start=st.integers(0, 10))
 def test_starting_in_mid_epoch_gives_the_rest_of_it(start):
-    whole = batches_of(2, samples=43, batch_size=4, seed=7)
-    sampler = EpochBatches(43, 4, seed=7)
+    whole = batches_of(2, weights=[1.0] * 43, batch_size=4, seed=7)
+    sampler = EpochBatches([1.0] * 43, 4, seed=7)
     sampler.set_position(2, start=start)
     assert list(sampler) == whole[start:]
 
 
 def test_epochs_attempts_and_seeds_give_different_orders():
     def order(epoch: int, attempt: int, seed: int) -> list[list[tuple[int, int]]]:
-        sampler = EpochBatches(100, 10, seed=seed)
+        sampler = EpochBatches([1.0] * 100, 10, seed=seed)
         sampler.set_position(epoch, attempt=attempt)
         return [[index for _, index in batch] for batch in sampler]
 
@@ -63,6 +65,32 @@ def test_epochs_attempts_and_seeds_give_different_orders():
     assert order(1, 2, 3) == order(1, 2, 3)
 
 
+@given(
+    weights=st.lists(st.sampled_from([0.25, 0.5, 1.0, 1.5, 3.0]), min_size=1, max_size=40),
+    epoch=st.integers(0, 20),
+    left_out=st.sets(st.integers(0, 39), max_size=5),
+)
+def test_samples_come_as_often_as_their_weights_say(weights, epoch, left_out):
+    kept = {weight: [i for i, w in enumerate(weights) if w == weight and i not in left_out] for weight in set(weights)}
+    expected = {weight: round(weight * len(members)) for weight, members in kept.items() if members}
+    if not sum(expected.values()):
+        return
+    batches = batches_of(epoch, weights=weights, batch_size=1, seed=5, left_out=left_out)
+    times = Counter(index for batch in batches for _, index in batch)
+    for weight, members in kept.items():
+        assert sum(times[i] for i in members) == expected.get(weight, 0)
+        assert all(times[i] in (int(weight), int(weight) + 1) for i in members)
+    assert not left_out & times.keys()
+
+
+def test_a_share_of_the_samples_is_another_one_in_each_epoch_until_all_have_come():
+    epochs = [
+        {i for batch in batches_of(e, weights=[0.25] * 40, batch_size=5, seed=2) for _, i in batch} for e in range(4)
+    ]
+    assert [len(epoch) for epoch in epochs] == [10] * 4
+    assert set.union(*epochs) == set(range(40))
+
+
 def test_too_few_samples_say_what_to_change():
     with pytest.raises(ExperimentError, match=r"7 training samples.*4 on 2 process.*data\.batch_size"):
-        EpochBatches(7, 4, seed=0, ranks=2)
+        EpochBatches([1.0] * 7, 4, seed=0, ranks=2)
