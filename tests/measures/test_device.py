@@ -7,7 +7,7 @@ import torch
 from camox.measures.device import resize_on_device
 from camox.measures.evaluator import Evaluator, measure_batch, measure_image, resize_probability, uint8_probability
 from camox.measures.protocol import ALL_MEASURES, PROTOCOLS
-from tests.measures.pairs import EDGES, native_pair, random_pair, scattered_pair
+from benchmarking.pairs import EDGES, native_pair, random_pair, scattered_pair
 
 
 def assert_equals_cpu(probability, truth, protocol):

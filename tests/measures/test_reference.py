@@ -4,21 +4,20 @@ import json
 import os
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import numpy as np
-import py_sod_metrics as pysod
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from benchmarking.pairs import EDGES, native_pair, random_pair, scattered_pair
+from benchmarking.reference import reference_measures
 from camox.measures import image_measures
 from camox.measures.evaluator import Evaluator, measure_image, uint8_probability
 from camox.measures.protocol import ALL_MEASURES, PYSOD
 from camox.measures.scoring import read_grey, score_folder
-from tests.measures.pairs import EDGES, native_pair, random_pair, scattered_pair
 
 TOLERANCE = 1e-6
 PUBLISHED_NAMES = {
@@ -32,45 +31,6 @@ PUBLISHED_NAMES = {
     "meanEm": "e_mean",
     "maxEm": "e_max",
 }
-
-
-def reference_measures(pairs):
-    """pysodmetrics run its own way over (prediction, truth) pairs, uint8 [H, W], under our names.
-
-    `iou` and `dice` at 0.5 are left out: the library stretches the map first.
-    """
-    overlaps = pysod.FmeasureV2(
-        {
-            "f": pysod.FmeasureHandler(with_dynamic=True, with_adaptive=True),
-            "iou": pysod.IOUHandler(with_dynamic=True, with_adaptive=True),
-            "dice": pysod.DICEHandler(with_dynamic=True, with_adaptive=True),
-        }
-    )
-    structure, weighted, alignment, error = (
-        pysod.Smeasure(),
-        pysod.WeightedFmeasure(),
-        pysod.Emeasure(),
-        pysod.MAE(),
-    )
-    with warnings.catch_warnings(), np.errstate(invalid="ignore"):
-        warnings.simplefilter("ignore", RuntimeWarning)
-        for prediction, truth in pairs:
-            for measure in (overlaps, structure, weighted, alignment, error):
-                measure.step(prediction, truth)
-    e_values = alignment.get_results()["em"]
-    values = {
-        "s_measure": structure.get_results()["sm"],
-        "f_weighted": weighted.get_results()["wfm"],
-        "mae": error.get_results()["mae"],
-        "e_max": e_values["curve"].max(),
-        "e_mean": e_values["curve"].mean(),
-        "e_adaptive": e_values["adp"],
-    }
-    for family, result in overlaps.get_results().items():
-        values[f"{family}_max"] = result["dynamic"].max()
-        values[f"{family}_mean"] = result["dynamic"].mean()
-        values[f"{family}_adaptive"] = result["adaptive"]
-    return {name: float(value) for name, value in values.items()}
 
 
 def assert_equals_reference(prediction, truth):

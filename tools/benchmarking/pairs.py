@@ -1,10 +1,12 @@
-"""Predictions with their truths, uint8 [H, W]: at random, and all edges that have ever made measures differ."""
+"""Predictions with their truths, uint8 [H, W]: at random, at edges, and as networks make them of photographs."""
 
 import cv2
 import numpy as np
 
+Pair = tuple[np.ndarray, np.ndarray]
 
-def random_pair(seed):
+
+def random_pair(seed: int) -> Pair:
     """A prediction that follows its truth more or less; grey levels in both, sizes from 1 to 60."""
     rng = np.random.default_rng(seed)
     height, width = rng.integers(1, 61, size=2)
@@ -16,7 +18,7 @@ def random_pair(seed):
     return mixed.clip(0, 255).astype(np.uint8), truth
 
 
-def scattered_pair(seed):
+def scattered_pair(seed: int) -> Pair:
     """What smooth images never hold: truths of noise, few grey levels, flat parts, sums that meet a level exactly."""
     rng = np.random.default_rng(seed)
     height, width = rng.integers(1, 25, size=2)
@@ -33,7 +35,7 @@ def scattered_pair(seed):
     return prediction, truth
 
 
-def native_pair(seed):
+def native_pair(seed: int) -> Pair:
     """At the size of a photograph: an object far from most of the image, or pixels of one all over it."""
     rng = np.random.default_rng(seed)
     height, width = rng.integers(250, 700, size=2)
@@ -44,18 +46,39 @@ def native_pair(seed):
     return rng.integers(0, 256, size=(height, width), dtype=np.uint8), truth
 
 
-def constant(value, shape):
+def likely_pair(seed: int, height: int, width: int, share: float) -> Pair:
+    """A blob that covers `share` of the image, and what a network in doubt makes of it: no level is 0 for long."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:height, :width]
+    row, column = height * rng.uniform(0.35, 0.65), width * rng.uniform(0.35, 0.65)
+    field = _smooth_noise(rng, (height, width), max(height, width) / 12)
+    field -= 6 * np.hypot((rows - row) / height, (columns - column) / width).astype(np.float32)
+    truth = (field > np.quantile(field, 1 - share)).astype(np.uint8)
+    doubt = _smooth_noise(rng, (height, width), 8)
+    doubt = (doubt - doubt.min()) / (doubt.max() - doubt.min())
+    prediction = 0.6 * cv2.GaussianBlur(truth.astype(np.float32), (0, 0), 3) + 0.4 * doubt
+    return np.rint(prediction * 255).clip(0, 255).astype(np.uint8), truth * np.uint8(255)
+
+
+def _smooth_noise(rng: np.random.Generator, shape: tuple[int, int], sigma: float) -> np.ndarray:
+    noise = cv2.GaussianBlur(rng.random(shape, np.float32), (0, 0), sigma)
+    return (noise - noise.mean()) / noise.std()
+
+
+def constant(value: int, shape: tuple[int, int]) -> np.ndarray:
+    """One level everywhere."""
     return np.full(shape, value, np.uint8)
 
 
-def single(row, column, shape=(17, 23)):
+def single(row: int, column: int, shape: tuple[int, int] = (17, 23)) -> np.ndarray:
+    """One pixel of 255."""
     truth = np.zeros(shape, np.uint8)
     truth[row, column] = 255
     return truth
 
 
 RAMP = np.linspace(0, 255, 17 * 23).reshape(17, 23).astype(np.uint8)
-EDGES = {
+EDGES: dict[str, Pair] = {
     "empty truth, empty map": (constant(0, (9, 9)), constant(0, (9, 9))),
     "empty truth, full map": (constant(255, (9, 9)), constant(0, (9, 9))),
     "empty truth, ramp": (RAMP, constant(0, RAMP.shape)),
@@ -80,3 +103,4 @@ EDGES = {
     "grey truth around the threshold": (RAMP, RAMP // 2 + 65),
     "inverted": (255 - single(5, 5), single(5, 5)),
 }
+"""Where definitions need care: no object, nothing else, one value, one pixel, a border."""
