@@ -71,6 +71,13 @@ def read_mask(path: Path) -> np.ndarray:
     bits first. EXIF orientation is applied. Raises `DataError` as `read_image` does, and where a photograph stands in
     the mask's place.
     """
+    levels = read_levels(path)
+    refuse_photograph(levels, path)
+    return (levels > object_threshold(levels)).astype(np.uint8)
+
+
+def read_levels(path: Path) -> np.ndarray:
+    """Decode a mask file to its levels, uint8 [H, W], before `read_mask` puts a threshold to them."""
     data = _read_bytes(path)
     try:
         with Image.open(io.BytesIO(data)) as image:
@@ -78,12 +85,16 @@ def read_mask(path: Path) -> np.ndarray:
             levels = _levels(image, data, path)
     except (*_DAMAGE, Image.DecompressionBombError) as error:
         raise _unreadable(path, error) from error
-    _refuse_photograph(levels, path)
-    threshold = 128 if levels.max() > 128 else 0
-    return _oriented((levels > threshold).astype(np.uint8), orientation)
+    return _oriented(levels, orientation)
 
 
-def _refuse_photograph(levels: np.ndarray, path: Path) -> None:
+def object_threshold(levels: np.ndarray) -> int:
+    """The level that an object's pixels exceed: 128, or 0 in a mask of labels."""
+    return 128 if levels.max() > 128 else 0
+
+
+def refuse_photograph(levels: np.ndarray, path: Path) -> None:
+    """Raise `DataError` where the levels [H, W] of the mask file `path` are those of a photograph."""
     # Blurred edges of a soft mask are a small part of it, and labels are few.
     counts = cv2.calcHist([np.ascontiguousarray(levels)], [0], None, [256], [0, 256])  # a sixth of bincount
     between = counts[int(0.1 * levels.max()) + 1 : int(0.9 * levels.max())].sum() / levels.size
