@@ -107,10 +107,10 @@ def _file(audited: Sequence[Audited], place: tuple[int, int]) -> str:
     return str(audited[place[0]].examined[place[1]].entry.image.resolve())
 
 
-def problem_count(audited: Iterable[Audited], duplicates: Iterable[Duplicate]) -> int:
-    """How many problems there are; notes do not count."""
-    findings = (finding for one in audited for finding in one.findings)
-    return sum(item.severity == "problem" for items in (findings, duplicates) for item in items)
+def count_findings(audited: Iterable[Audited], duplicates: Iterable[Duplicate], severity: Severity) -> int:
+    """How many problems or notes there are. What two datasets share, such as a folder of masks, counts once."""
+    findings = {finding for one in audited for finding in one.findings}
+    return sum(item.severity == severity for items in (findings, duplicates) for item in items)
 
 
 def _looks_inverted(audited: Audited) -> list[Finding]:

@@ -68,9 +68,7 @@ def _header(path: Path | None, findings: list[Finding]) -> Header | None:
         return None
 
 
-def _belonging(
-    entry: Entry, image: Header | None, mask: Header | None, findings: list[Finding]
-) -> tuple[bool, bool]:
+def _belonging(entry: Entry, image: Header | None, mask: Header | None, findings: list[Finding]) -> tuple[bool, bool]:
     """Whether the image's EXIF orientation is applied, and whether the mask fits the image."""
     if image is None or mask is None or entry.mask is None:
         return True, False

@@ -70,7 +70,9 @@ KINDS: Mapping[str, Kind] = {
     "damaged_file": _problem("damaged files", _FAILS, _AGAIN),
     "floating_point": _problem("floating-point pixels", _FAILS, "save it with 8 or 16 bits"),
     # Image and mask do not belong together
-    "mask_size": _problem("masks of another size than their image", _REFUSES, "make the mask again at its image's size"),
+    "mask_size": _problem(
+        "masks of another size than their image", _REFUSES, "make the mask again at its image's size"
+    ),
     "photograph_mask": _problem("photographs in a mask's place", _FAILS, "put the mask in its place"),
     "exif_ignored": _note("EXIF rotation that the mask does not follow", "leaves the image as stored, to fit its mask"),
     "exif_ambiguous": _note(
