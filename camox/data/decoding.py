@@ -2,6 +2,7 @@
 
 import io
 import struct
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +55,7 @@ def read_image(path: Path, apply_orientation: bool = True) -> np.ndarray:
     data = _read_bytes(path)
     try:
         with Image.open(io.BytesIO(data)) as image:
+            _require_intact(image.format, data, path)
             orientation = _orientation(image)
             pixels = _rgb(image, data, path)
     except (*_DAMAGE, Image.DecompressionBombError) as error:
@@ -81,6 +83,7 @@ def read_levels(path: Path) -> np.ndarray:
     data = _read_bytes(path)
     try:
         with Image.open(io.BytesIO(data)) as image:
+            _require_intact(image.format, data, path)
             orientation = _orientation(image)
             levels = _levels(image, data, path)
     except (*_DAMAGE, Image.DecompressionBombError) as error:
@@ -176,6 +179,20 @@ def _jpeg_is_complete(data: bytes) -> bool:
             return data.find(b"\xff\xd9", position) >= 0
         position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
     return False
+
+
+def _require_intact(form: str | None, data: bytes, path: Path) -> None:
+    """Raise `DataError` where a chunk of a PNG does not match its checksum: Pillow would show what is left of it."""
+    if form != "PNG":
+        return
+    position = 8
+    while position + 12 <= len(data):
+        end = position + 8 + int.from_bytes(data[position : position + 4], "big")
+        if zlib.crc32(data[position + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):  # 1 ms for 1 MB
+            raise DataError(f"{path}: the PNG is damaged (a checksum does not match): copy or download it again")
+        if data[position + 4 : position + 8] == b"IEND":
+            return
+        position = end + 4
 
 
 def _orientation(image: Image.Image) -> int:

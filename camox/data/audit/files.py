@@ -46,10 +46,10 @@ class Examined:
 def examine(entry: Entry) -> Examined:
     """Read an image and its mask as the loader would, and find every trap in them. Raises nothing for bad files."""
     findings: list[Finding] = []
-    headers = [_header(path, findings) for path in (entry.image, entry.mask)]
-    applied, fits = _belonging(entry, *headers, findings)
-    image = _examine_image(entry.image, applied, findings) if headers[0] else None
-    mask = _examine_mask(entry.mask, findings) if entry.mask and headers[1] else None
+    image_header, mask_header = (_header(path, findings) for path in (entry.image, entry.mask))
+    applied, fits = _belonging(entry, image_header, mask_header, findings)
+    image = _examine_image(entry.image, applied, findings) if image_header else None
+    mask = _examine_mask(entry.mask, findings) if entry.mask and mask_header else None
     grey = None if image is None else small_grey(image)
     if image is None or mask is None or not fits:
         return Examined(entry, tuple(findings), None, grey)

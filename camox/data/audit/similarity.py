@@ -13,6 +13,7 @@ _HASH_SIDE = 32
 _LOW = 8  # of the transform's rows and columns, so many are kept
 _CHUNK = 256  # rows compared at once: 256 x 6000 x 8 bytes fit a cache
 _ALIGNMENT = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 60, 1e-4)
+_EVERYWHERE = np.ones((SIDE, SIDE), np.uint8)
 
 
 @dataclass(frozen=True)
@@ -98,14 +99,15 @@ def detail_correlation(first: np.ndarray, second: np.ndarray) -> float:
     An affine motion is sought that maximises it (Evangelidis and Psarakis 2008), which undoes a slight crop. What is
     smooth over 8 pixels is taken out first: two skies are no duplicates. 0 where no motion is found.
     """
-    motion = np.eye(2, 3, dtype=np.float32)
+    start = np.eye(2, 3, dtype=np.float32)
     try:
-        _, motion = cv2.findTransformECC(first, second, motion, cv2.MOTION_AFFINE, _ALIGNMENT, None, 3)
+        _, found = cv2.findTransformECC(first, second, start, cv2.MOTION_AFFINE, _ALIGNMENT, _EVERYWHERE, 3)
     except cv2.error:  # it does not converge where there is nothing in common
         return 0.0
+    motion = np.asarray(found)
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     moved = cv2.warpAffine(_details(second), motion, (SIDE, SIDE), flags=flags)
-    inside = cv2.warpAffine(np.ones((SIDE, SIDE), np.uint8), motion, (SIDE, SIDE), flags=cv2.INTER_NEAREST | flags) > 0
+    inside = cv2.warpAffine(_EVERYWHERE, motion, (SIDE, SIDE), flags=cv2.INTER_NEAREST | flags) > 0
     if inside.mean() < 0.6:
         return 0.0
     a, b = _details(first)[inside], moved[inside]

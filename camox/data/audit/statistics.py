@@ -106,7 +106,7 @@ def summarise(measured: Sequence[Measured]) -> dict[str, Any]:
     """
     with_object = [one for one in measured if one.centre is not None]
     contrasts = [one.contrast for one in measured if one.contrast is not None]
-    centres = [one.centre for one in with_object]
+    centres = [one.centre for one in measured if one.centre is not None]
     return {
         "images": len(measured),
         "empty": len(measured) - len(with_object),

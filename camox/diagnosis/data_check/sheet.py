@@ -35,7 +35,7 @@ def draw_sheet(
         tiles: for each a picture uint8 [h, w, 3] RGB, two lines of caption, and whether the second is a warning.
         columns: of tiles in a row; 0 takes what makes the sheet a little wider than high.
     """
-    columns = columns or min(len(tiles), max(4, round((len(tiles) * 1.6) ** 0.5))) or 1
+    columns = columns or _columns(len(tiles))
     rows = -(-len(tiles) // columns)
     width = max(2 * _MARGIN + columns * (_SIDE + _GAP) - _GAP, 640)
     sheet = Image.new("RGB", (width, _MARGIN + _TITLE + rows * (_SIDE + _CAPTION + _GAP) + _MARGIN - _GAP), "white")
@@ -56,6 +56,12 @@ def draw_sheet(
         colour = _RED if is_warning else _QUIET
         pen.text((left, top + _SIDE + 4 + _LINE), _fitted(about, _font(12), _SIDE), colour, _font(12))
     return sheet
+
+
+def _columns(tiles: int) -> int:
+    """How many tiles a row has: about as many as make a page of it, so that the last row is as full as possible."""
+    ideal = max(1, round((tiles * 1.5) ** 0.5))
+    return min(range(max(1, ideal - 1), ideal + 2), key=lambda columns: (-tiles % columns, abs(columns - ideal)))
 
 
 def _caption(tile: Tile) -> tuple[str, str, bool]:
