@@ -30,6 +30,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+data_app = typer.Typer(
+    help="Look at data: what is wrong with them, and what the network gets to see.", no_args_is_help=True
+)
+app.add_typer(data_app, name="data")
+
 _Model = Annotated[Path, typer.Argument(metavar="CHECKPOINT_OR_RUN", help="A checkpoint, or a run's folder.")]
 _Weights = Annotated[
     Weights, typer.Option(help="Raw or EMA weights; auto takes those that scored better on held-out data.")
@@ -225,6 +230,38 @@ def predict(
     from camox.inference.predictor import predict as predict_images
 
     predict_images(model, images, out, overlay, batch_size, weights, overwrite, image_size)
+
+
+@data_app.command("check", epilog="Example: `camox data check data/COD10K-v3 --out audit`")
+def data_check(
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PATH|EXPERIMENT.toml",
+            help="A dataset's folder, a folder of several datasets, or an experiment: then all of its sources.",
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder for data_check.html, contact_sheet.png and data_check.json; without it nothing is written.",
+        ),
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="Images on the contact sheet.")] = 48,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Threads that read images [default: one for each core].")
+    ] = None,
+) -> None:
+    """Find what is wrong with images and masks before anything is trained on them.
+
+    Every file is read as training would read it. Problems are what fails or makes something wrong, near-duplicates
+    between training and test among them; notes are what the loader deals with, and how. Exit codes: 0 no problems; 1
+    problems, which are listed; 2 there is no dataset to read.
+    """
+    from camox.diagnosis.data_check.check import check_data
+
+    raise typer.Exit(check_data(path, out, count, workers))
 
 
 @app.command(
