@@ -144,13 +144,16 @@ class Console:
         """Show the measures of raw and EMA weights side by side, and each group's IoU if there are several.
 
         Args:
-            raw: Measures by name, as `Evaluator.summary()` gives them; "groups" holds the same per group.
+            raw: Measures by name, as `Evaluator.summary()` gives them; "groups" holds the same per group, and
+                "selected_on_test" says that these are test images.
             ema: The same for the EMA weights, where there are any.
             epoch: Finished epochs, as people count them.
             step: Optimizer steps taken.
             label: What was validated on.
         """
         names = [name for name in _HEADINGS if name in raw]
+        if raw.get("selected_on_test"):
+            label = f"{label} on test images"
         title = f"{label}: epoch {epoch}, step {step}"
         if not self._out.is_terminal:
             self._plain_line(f"{title} |", "raw", _scores(raw, names))
