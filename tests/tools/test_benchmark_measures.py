@@ -10,7 +10,7 @@ import torch
 from benchmark import main
 from benchmarking import measures, validation
 from benchmarking.measures import _differences
-from benchmarking.pairs import random_pair
+from benchmarking.pairs import EDGES, random_pair
 from benchmarking.reference import PARTS, reference_measures
 from benchmarking.settings import Settings
 
@@ -37,7 +37,7 @@ def test_measures_compares_and_times(tmp_path, toy, capsys):
     found = json.loads(file.read_text())
     assert found["settings"] == {"device": "cpu", "rounds": 1}
     differences = found["results"]["largest difference"]
-    assert [row["pairs"] for row in differences.values()] == [5, 5, 1, 23]
+    assert [row["pairs"] for row in differences.values()] == [5, 5, 1, len(EDGES)]
     assert all(0 <= row[part] < 1e-6 for row in differences.values() for part in PARTS)
     for percent in (10, 40):
         rows = found["results"][f"64², object {percent} %"]
