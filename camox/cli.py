@@ -30,6 +30,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+data_app = typer.Typer(
+    help="Look at data: what is wrong with them, and what the network gets to see.", no_args_is_help=True
+)
+app.add_typer(data_app, name="data")
+
 _Model = Annotated[Path, typer.Argument(metavar="CHECKPOINT_OR_RUN", help="A checkpoint, or a run's folder.")]
 _Weights = Annotated[
     Weights, typer.Option(help="Raw or EMA weights; auto takes those that scored better on held-out data.")
@@ -161,13 +166,19 @@ def diagnose(
 
 @app.command(epilog="Example: `camox evaluate runs/quickstart --data NC4K=data/NC4K --out scores`")
 def evaluate(
-    model: _Model,
+    models: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="CHECKPOINT_OR_RUN...", help="A checkpoint, or a run's folder; several are compared with the first."
+        ),
+    ],
     data: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME=PATH",
-            help="Data to score on: COD10K, or a folder with one of images and one of masks. May be repeated. By "
-            "default the experiment's test data, else what its checkpoints were selected on.",
+            help="Data to score on: a dataset of the field, or a folder with one of images and one of masks; of a "
+            "folder with several test sets each for itself. May be repeated. By default the experiment's test data, "
+            "else what its checkpoints were selected on.",
         ),
     ] = None,
     out: Annotated[
@@ -179,17 +190,42 @@ def evaluate(
     workers: Annotated[int, typer.Option(min=0, help="Processes that load images.")] = 2,
     protocol: _Protocol = "camox",
     image_size: _ImageSize = None,
+    non_camouflaged: Annotated[
+        bool,
+        typer.Option(
+            "--non-camouflaged", help="Of --data, also take COD10K's images without a camouflaged object; in no mean."
+        ),
+    ] = False,
+    corruptions: Annotated[
+        bool,
+        typer.Option(
+            "--corruptions", help="Also with blur, noise, JPEG and low light, each at 5 severities: 20 times."
+        ),
+    ] = False,
 ) -> None:
-    """Score a checkpoint on images with ground truth."""
+    """Score checkpoints on images with ground truth."""
+    if non_camouflaged and not data:
+        raise typer.BadParameter("says something of --data alone; give data", param_hint="--non-camouflaged")
     folders = _named_folders(data or [])
+    settings = (weights, batch_size, workers, protocol, image_size, None, None, non_camouflaged, corruptions)
+    if len(models) > 1:
+        from camox.inference.comparison import evaluate_several
+
+        evaluate_several(models, folders, out, *settings)
+        return
     from camox.inference.evaluation import evaluate as evaluate_checkpoint
 
-    evaluate_checkpoint(model, folders, out, weights, batch_size, workers, protocol, image_size)
+    evaluate_checkpoint(models[0], folders, out, *settings)
 
 
 @app.command(epilog="Example: `camox score --pred maps/NC4K --gt data/NC4K/GT --protocol pysod`")
 def score(
-    pred: Annotated[Path, typer.Option(metavar="DIR", help="Prediction maps, greyscale images 0 … 255.")],
+    pred: Annotated[
+        list[Path],
+        typer.Option(
+            metavar="DIR", help="Prediction maps, greyscale images 0 … 255. May be repeated, to compare with the first."
+        ),
+    ],
     gt: Annotated[Path, typer.Option(metavar="DIR", help="Ground truths of the same names.")],
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder for the scores; without it they are only printed.")
@@ -198,16 +234,9 @@ def score(
     workers: Annotated[int, typer.Option(min=1, help="Processes that share the images.")] = 1,
 ) -> None:
     """Score anyone's prediction maps."""
-    from camox.inference.results import report
-    from camox.measures.protocol import get_protocol
-    from camox.measures.scoring import score_folder
+    from camox.inference.scored_maps import score_maps
 
-    console = Console()
-    scores = score_folder(pred, gt, protocol, workers)
-    for notice in scores.notices:
-        console.warning(notice)
-    described = get_protocol(protocol).as_dict() | {"predictions": str(pred), "truths": str(gt)}
-    report({pred.resolve().name: (scores.summary, scores.results)}, described, out, console)
+    score_maps(pred, gt, out, protocol, workers, Console())
 
 
 @app.command(epilog="Example: `camox predict runs/quickstart photos --out masks --overlay`")
@@ -225,6 +254,38 @@ def predict(
     from camox.inference.predictor import predict as predict_images
 
     predict_images(model, images, out, overlay, batch_size, weights, overwrite, image_size)
+
+
+@data_app.command("check", epilog="Example: `camox data check data/COD10K-v3 --out audit`")
+def data_check(
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PATH|EXPERIMENT.toml",
+            help="A dataset's folder, a folder of several datasets, or an experiment: then all of its sources.",
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder for data_check.html, contact_sheet.png and data_check.json; without it nothing is written.",
+        ),
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="Images on the contact sheet.")] = 48,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Threads that read images [default: one for each core].")
+    ] = None,
+) -> None:
+    """Find what is wrong with images and masks before anything is trained on them.
+
+    Every file is read as training would read it. Problems are what fails or makes something wrong, near-duplicates
+    between training and test among them; notes are what the loader deals with, and how. Exit codes: 0 no problems; 1
+    problems, which are listed; 2 there is no dataset to read.
+    """
+    from camox.diagnosis.data_check.check import check_data
+
+    raise typer.Exit(check_data(path, out, count, workers))
 
 
 @app.command(

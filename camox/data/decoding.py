@@ -2,6 +2,7 @@
 
 import io
 import struct
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +55,7 @@ def read_image(path: Path, apply_orientation: bool = True) -> np.ndarray:
     data = _read_bytes(path)
     try:
         with Image.open(io.BytesIO(data)) as image:
+            _require_intact(image.format, data, path)
             orientation = _orientation(image)
             pixels = _rgb(image, data, path)
     except (*_DAMAGE, Image.DecompressionBombError) as error:
@@ -71,19 +73,31 @@ def read_mask(path: Path) -> np.ndarray:
     bits first. EXIF orientation is applied. Raises `DataError` as `read_image` does, and where a photograph stands in
     the mask's place.
     """
+    levels = read_levels(path)
+    refuse_photograph(levels, path)
+    return (levels > object_threshold(levels)).astype(np.uint8)
+
+
+def read_levels(path: Path) -> np.ndarray:
+    """Decode a mask file to its levels, uint8 [H, W], before `read_mask` puts a threshold to them."""
     data = _read_bytes(path)
     try:
         with Image.open(io.BytesIO(data)) as image:
+            _require_intact(image.format, data, path)
             orientation = _orientation(image)
             levels = _levels(image, data, path)
     except (*_DAMAGE, Image.DecompressionBombError) as error:
         raise _unreadable(path, error) from error
-    _refuse_photograph(levels, path)
-    threshold = 128 if levels.max() > 128 else 0
-    return _oriented((levels > threshold).astype(np.uint8), orientation)
+    return _oriented(levels, orientation)
 
 
-def _refuse_photograph(levels: np.ndarray, path: Path) -> None:
+def object_threshold(levels: np.ndarray) -> int:
+    """The level that an object's pixels exceed: 128, or 0 in a mask of labels."""
+    return 128 if levels.max() > 128 else 0
+
+
+def refuse_photograph(levels: np.ndarray, path: Path) -> None:
+    """Raise `DataError` where the levels [H, W] of the mask file `path` are those of a photograph."""
     # Blurred edges of a soft mask are a small part of it, and labels are few.
     counts = cv2.calcHist([np.ascontiguousarray(levels)], [0], None, [256], [0, 256])  # a sixth of bincount
     between = counts[int(0.1 * levels.max()) + 1 : int(0.9 * levels.max())].sum() / levels.size
@@ -165,6 +179,20 @@ def _jpeg_is_complete(data: bytes) -> bool:
             return data.find(b"\xff\xd9", position) >= 0
         position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
     return False
+
+
+def _require_intact(form: str | None, data: bytes, path: Path) -> None:
+    """Raise `DataError` where a chunk of a PNG does not match its checksum: Pillow would show what is left of it."""
+    if form != "PNG":
+        return
+    position = 8
+    while position + 12 <= len(data):
+        end = position + 8 + int.from_bytes(data[position : position + 4], "big")
+        if zlib.crc32(data[position + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):  # 1 ms for 1 MB
+            raise DataError(f"{path}: the PNG is damaged (a checksum does not match): copy or download it again")
+        if data[position + 4 : position + 8] == b"IEND":
+            return
+        position = end + 4
 
 
 def _orientation(image: Image.Image) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from camox.data.decoding import read_header
+from camox.data.decoding import Header, read_header
 from camox.data.layouts import Folders, Located
 from camox.errors import DataError
 
@@ -59,7 +59,7 @@ def pair_up(located: Located, super_class: str = "names", non_camouflaged: bool 
         DataError: a missing or empty folder, images without mask, two files of one stem, files whose headers cannot be
             read or whose sizes differ, or a table that cannot be read.
     """
-    group_of = _grouping(super_class)
+    group_of = grouping(super_class)
     found: dict[str, Pair] = {}
     notices: list[str] = []
     for part in located.parts:
@@ -75,6 +75,21 @@ def pair_up(located: Located, super_class: str = "names", non_camouflaged: bool 
     if super_class not in _RULES and (unknown := [name for name, pair in found.items() if not pair.group]):
         notices.append(f"{len(unknown)} images are not in {super_class} and have no super-class: {_first(unknown)}")
     return Pairs(_checked(list(found.values())), tuple(notices))
+
+
+def super_class_of(name: str) -> str:
+    """The group that a name tells: "Aquatic" of `COD10K-CAM-1-Aquatic-3-Crab-32`, "NonCAM" of an image that COD10K
+    calls non-camouflaged, else the first subfolder, else ""."""
+    stem = name.rpartition("/")[2]
+    if is_non_camouflaged(name):
+        return NON_CAMOUFLAGED
+    match = re.match(r"COD10K-CAM-\d+-([^-]+)-", stem)
+    return match[1] if match else name.split("/")[0] if "/" in name else ""
+
+
+def is_non_camouflaged(name: str) -> bool:
+    """Whether COD10K's name of an image says that it has no camouflaged object."""
+    return name.rpartition("/")[2].startswith("COD10K-NonCAM")
 
 
 def folder(images: str | Path, masks: str | Path) -> Located:
@@ -94,18 +109,14 @@ def _files_of(part: Folders) -> tuple[dict[str, Path], dict[str, Path]]:
 
 def _files_by_stem(root: Path) -> dict[str, Path]:
     """Image files of `root` by stem, or by path without suffix where all lie in subfolders, in order."""
-    files = [path for path in root.iterdir() if _is_image(path)]
-    if not files:
-        files = [path for path in root.rglob("*") if _is_image(path)]
+    files = image_files(root)
     if not files:
         raise DataError(
             f"{root}: has no image files ({', '.join(sorted(IMAGE_SUFFIXES))}): correct the path or fill the folder"
         )
     by_stem: dict[str, Path] = {}
     twice: list[str] = []
-    for path in sorted(files):
-        # Archives made on a Mac store accents decomposed; the same name must match in either form.
-        stem = unicodedata.normalize("NFC", path.relative_to(root).with_suffix("").as_posix())
+    for stem, path in files:
         if stem in by_stem:
             twice.append(f"{by_stem[stem].name} and {path.name}")
         by_stem[stem] = path
@@ -117,6 +128,22 @@ def _files_by_stem(root: Path) -> dict[str, Path]:
     return dict(sorted(by_stem.items()))
 
 
+def image_files(root: Path) -> list[tuple[str, Path]]:
+    """Image files of `root` in order, each after the name it is paired by, which two files may have.
+
+    Names are stems; where the folder itself has no image file, all of its subfolders are read and names are paths
+    without suffix.
+    """
+    files = [path for path in root.iterdir() if _is_image(path)]
+    if not files:
+        files = [path for path in root.rglob("*") if _is_image(path)]
+    # Archives made on a Mac store accents decomposed; the same name must match in either form.
+    return [
+        (unicodedata.normalize("NFC", path.relative_to(root).with_suffix("").as_posix()), path)
+        for path in sorted(files)
+    ]
+
+
 def _is_image(path: Path) -> bool:
     # "._name.jpg" beside every file is what a Mac leaves on foreign disks.
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
@@ -124,7 +151,7 @@ def _is_image(path: Path) -> bool:
 
 def _split_off(images: dict[str, Path], masks: dict[str, Path], folder: Path) -> list[str]:
     """Takes non-camouflaged images and their masks out; the notice that counts them."""
-    left_out = [stem for stem, path in images.items() if path.name.startswith("COD10K-NonCAM")]
+    left_out = [stem for stem, path in images.items() if is_non_camouflaged(path.name)]
     if not left_out:
         return []
     if len(left_out) == len(images):
@@ -150,23 +177,15 @@ def _require_masks(images: Mapping[str, Path], masks: Mapping[str, Path], part: 
 # ---- groups
 
 
-def _grouping(super_class: str) -> Callable[[str], str]:
-    """Name of a pair → its group."""
+def grouping(super_class: str) -> Callable[[str], str]:
+    """Name of a pair → its group, by `super_class` as `pair_up` takes it. Raises `DataError` for a bad table."""
     if super_class in _RULES:
         return _RULES[super_class]
     table = _read_table(Path(super_class).expanduser())
     return lambda name: table.get(name, table.get(name.rpartition("/")[2], ""))
 
 
-def _named_super_class(name: str) -> str:
-    stem = name.rpartition("/")[2]
-    if stem.startswith("COD10K-NonCAM"):
-        return NON_CAMOUFLAGED
-    match = re.match(r"COD10K-CAM-\d+-([^-]+)-", stem)
-    return match[1] if match else name.split("/")[0] if "/" in name else ""
-
-
-_RULES: Mapping[str, Callable[[str], str]] = {"names": _named_super_class, "none": lambda name: ""}
+_RULES: Mapping[str, Callable[[str], str]] = {"names": super_class_of, "none": lambda name: ""}
 
 
 def _read_table(path: Path) -> dict[str, str]:
@@ -205,10 +224,10 @@ def _checked(pairs: Sequence[Pair]) -> tuple[Pair, ...]:
         except DataError as error:
             unreadable.append(str(error))
             continue
-        if mask.upright not in (image.upright, image.stored):
+        if (applies := applies_orientation(image, mask)) is None:
             mismatches.append(f"{pair.image} {_size(image.upright)}, mask {_size(mask.upright)}")
             continue
-        checked.append(replace(pair, apply_orientation=mask.upright == image.upright))
+        checked.append(replace(pair, apply_orientation=applies))
     complaints = []
     if unreadable:
         complaints.append(f"{len(unreadable)} files cannot be read:{_lines(unreadable)}")
@@ -220,6 +239,13 @@ def _checked(pairs: Sequence[Pair]) -> tuple[Pair, ...]:
     if complaints:
         raise DataError("\n".join(complaints))
     return tuple(checked)
+
+
+def applies_orientation(image: Header, mask: Header) -> bool | None:
+    """Whether an image is turned as its EXIF block says to fit its mask; None where it does not fit either way."""
+    if mask.upright not in (image.upright, image.stored):
+        return None
+    return mask.upright == image.upright
 
 
 def _size(size: tuple[int, int]) -> str:

@@ -124,7 +124,8 @@ def open_source(specification: Mapping[str, Any], split: str = "train") -> Sourc
     if missing := sorted(_REQUIRED[kind] - given.keys()):
         raise DataError(f"data source {kind}: {', '.join(missing)} is missing; it takes {_listed(_KEYS[kind])}")
 
-    label = str(given.pop("name", "")) or _label(kind, given)
+    label = source_label(specification)
+    given.pop("name", None)
     weight = given.pop("weight", 1.0)
     if kind == "habitats":
         arguments = {key: value for key, value in given.items() if key != "synthetic"}
@@ -144,8 +145,11 @@ def locate_source(specification: Mapping[str, Any], split: str = "train") -> Loc
     return locate(specification["path"], specification["layout"], specification.get("split") or split)
 
 
-def _label(kind: str, specification: Mapping[str, Any]) -> str:
-    """What a dataset is called that was given no name: after its layout, or its folder where that says more."""
+def source_label(specification: Mapping[str, Any]) -> str:
+    """What a dataset is called: its name, else its layout, or its folder where that says more."""
+    if specification.get("name"):
+        return str(specification["name"])
+    kind = str(specification.get("layout", specification.get("synthetic")))
     if kind not in ("auto", "pairs", "sinet"):
         return kind
     path = Path(specification["path"]).expanduser().resolve()

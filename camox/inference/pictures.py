@@ -21,6 +21,12 @@ def overlay(image: np.ndarray, probability: np.ndarray, threshold: float = 0.5) 
     picture = image.copy()
     tinted = image[mask > 0] * (1 - _TINT) + _OBJECT * _TINT
     picture[mask > 0] = np.rint(tinted).astype(np.uint8)
+    return outlined(picture, mask)
+
+
+def outlined(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Outline the object: image uint8 [H, W, 3] RGB, mask uint8 [H, W] in {0, 1}; gives a new image."""
+    picture = image.copy()
     # An outline that can be seen in a photograph of any size: 1 px at 300 px, 10 px at 3000 px.
     thickness = max(1, round(min(mask.shape) / 300))
     kernel = np.ones((2 * thickness + 1, 2 * thickness + 1), np.uint8)

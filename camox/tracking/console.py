@@ -6,7 +6,7 @@ interval and per validation, without control characters. Names of files and clas
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -14,7 +14,7 @@ from typing import IO, Any
 from rich.box import SIMPLE_HEAD
 from rich.columns import Columns
 from rich.console import Console as RichConsole
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -35,7 +35,7 @@ _HEADINGS = {
 }
 _LOWER_IS_BETTER = {"loss", "mae"}
 _PHASE_WIDTH = 14
-_VERDICTS = {"pass": "green", "warn": "bold yellow", "fail": "bold red"}
+_VERDICTS = {"pass": "green", "warn": "bold yellow", "fail": "bold red", "problem": "bold red", "note": "cyan"}
 
 
 class Console:
@@ -121,6 +121,17 @@ class Console:
             finally:
                 self._live = False
 
+    @contextmanager
+    def counting(self, what: str, total: int) -> Iterator[Callable[[], None]]:
+        """Show a bar on a terminal while the block runs; it calls what it is given after each of `total` items."""
+        if not (self._out.is_terminal and self.active):
+            yield lambda: None
+            return
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
+        with Progress(*columns, TimeRemainingColumn(), console=self._out, transient=True) as bar:
+            task = bar.add_task(what, total=total)
+            yield lambda: bar.advance(task)
+
     def validation(
         self,
         raw: Mapping[str, Any],
@@ -133,13 +144,16 @@ class Console:
         """Show the measures of raw and EMA weights side by side, and each group's IoU if there are several.
 
         Args:
-            raw: Measures by name, as `Evaluator.summary()` gives them; "groups" holds the same per group.
+            raw: Measures by name, as `Evaluator.summary()` gives them; "groups" holds the same per group, and
+                "selected_on_test" says that these are test images.
             ema: The same for the EMA weights, where there are any.
             epoch: Finished epochs, as people count them.
             step: Optimizer steps taken.
             label: What was validated on.
         """
         names = [name for name in _HEADINGS if name in raw]
+        if raw.get("selected_on_test"):
+            label = f"{label} on test images"
         title = f"{label}: epoch {epoch}, step {step}"
         if not self._out.is_terminal:
             self._plain_line(f"{title} |", "raw", _scores(raw, names))
@@ -174,8 +188,8 @@ class Console:
         """Say how a check ended: one line, below it what is wrong with its remedy, and what is worth knowing.
 
         Args:
-            status: "pass", "warn" or "fail".
-            name: What was checked, at most 10 characters.
+            status: "pass", "warn" or "fail"; or "problem" or "note", for something that was found.
+            name: What was checked, or how often something was found, at most 10 characters.
             summary: What was measured.
             problems: Messages and what to do about each.
             notes: Said quietly.

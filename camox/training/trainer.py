@@ -449,7 +449,7 @@ class Trainer:
                 evaluate(run, batch_size=data.batch_size, workers=data.workers, device=self.accelerator.device)
             except DataError as error:  # training is done and safe
                 self._event("evaluation", f"the test data could not be scored: {error}")
-        say_done(self.console, run, self.experiment.checkpoints.monitor, self.saver.best)
+        say_done(self.console, run, self.experiment, self.saver.best)
 
     def _close(self, error: BaseException | None) -> None:
         code, reason = outcome(error, self.accelerator.process_index)

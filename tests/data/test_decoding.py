@@ -101,6 +101,18 @@ def test_jpeg_with_bytes_after_its_end_decodes(tmp_path):
     assert read_image(tmp_path / "tail.jpg").shape == (48, 64, 3)
 
 
+@settings(max_examples=60)
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_a_flipped_bit_in_a_png_is_never_decoded(tmp_path_factory, place, bit):
+    data = bytearray(encoded(Image.fromarray(photograph()), "PNG"))
+    start, end = data.index(b"IHDR"), data.index(b"IEND")
+    data[start + int(place * (end - 4 - start))] ^= 1 << bit
+    path = tmp_path_factory.mktemp("flipped") / "flipped.png"
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"flipped\.png"):
+        read_image(path)
+
+
 @settings(max_examples=100, deadline=None)
 @given(form=st.sampled_from(["JPEG", "PNG", "BMP", "TIFF", "WEBP"]), seed=st.integers(0, 10**6))
 def test_damaged_bytes_give_an_image_or_a_data_error(tmp_path_factory, form, seed):
