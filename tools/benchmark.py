@@ -5,11 +5,12 @@ python tools/benchmark.py moe --rounds 3
 python tools/benchmark.py step --from benchmarks/results/step.json --markdown docs/model.md
 
 Suites: `step`, a whole training step, and the trainer's loop; `moe`, the mixtures of experts alone; `checkpoint`, how
-long saving keeps training waiting; `inspect`, the command that looks for NaN in a checkpoint (on Linux). What is
-compared is timed in interleaved rounds. Steps and mixtures are timed by process time (on a GPU by its own clock), so
-that neither a slow minute nor a neighbour on the machine favours one of them; the other two by wall time. The asked
-figures are stated for the default settings: with others they are not judged. With `--from` nothing is measured: the
-tables of a results file are shown, or written into a page.
+long saving keeps training waiting; `inspect`, the command that looks for NaN in a checkpoint (on Linux); `measures`,
+how far our measures are from pysodmetrics, and how long both take. What is compared is timed in interleaved rounds.
+Steps, mixtures and measures are timed by process time (on a GPU by its own clock), so that neither a slow minute nor a
+neighbour on the machine favours one of them; the others by wall time. The asked figures are stated for the default
+settings: with others they are not judged. With `--from` nothing is measured: the tables of a results file are shown, or
+written into a page.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from rich.console import Console
 
 from benchmarking.checkpoint import measure_checkpoints
 from benchmarking.inspection import measure_inspection
+from benchmarking.measures import measure_measures
 from benchmarking.moe import measure_mixtures
 from benchmarking.report import Report, markdown_tables, show
 from benchmarking.settings import PRECISIONS, Settings
@@ -46,8 +48,13 @@ SUITES: dict[str, Callable[[Settings], Report]] = {
     "moe": measure_mixtures,
     "checkpoint": measure_checkpoints,
     "inspect": measure_inspection,
+    "measures": measure_measures,
 }
-USED = {"checkpoint": ("device", "backbone", "width", "rounds"), "inspect": ("megabytes", "rounds")}
+USED = {
+    "checkpoint": ("device", "backbone", "width", "rounds"),
+    "inspect": ("megabytes", "rounds"),
+    "measures": ("device", "rounds"),
+}
 """The settings that these suites have; the others have all but `megabytes`."""
 
 
