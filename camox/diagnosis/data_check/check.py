@@ -1,6 +1,7 @@
 """`camox data check`: examine, tell, write."""
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,7 +40,9 @@ def check_data(
         _make(out)
     for notice in notices:
         console.warning(notice)
-    with console.counting("examining", sum(len(one.listing.entries) for one in datasets)) as advance:
+    total = sum(len(one.listing.entries) for one in datasets)
+    with console.counting("examining", total) as advance, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")  # its doubts about single files, without their names
         audited = tuple(examine_dataset(one, workers, advance) for one in datasets)
     result = Result(path, audited, tuple(find_duplicates(audited)), tuple(notices))
     _tell(result, console)

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from camox.data.audit import files
 from camox.data.audit.dataset import Dataset, examine_dataset
 from camox.data.audit.findings import KINDS
 from camox.data.audit.listing import list_dataset
@@ -146,3 +148,45 @@ def test_a_soft_photograph_border_is_not_inverted(tmp_path):
     pairs.image("large.jpg", photograph(7))
     pairs.mask("large.png", large)
     assert findings_in(tmp_path) == ()
+
+
+@settings(max_examples=150)
+@given(
+    form=st.sampled_from(["JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF"]),
+    role=st.sampled_from(["image", "mask"]),
+    seed=st.integers(0, 10**6),
+)
+def test_whatever_damage_is_a_finding_where_the_loader_fails(tmp_path_factory, form, role, seed):
+    random = np.random.default_rng(seed)
+    root = tmp_path_factory.mktemp("damaged")
+    pairs = Pairs(root, clean=0)
+    pairs.image(), pairs.mask()
+    path = pairs.images / "trap.jpg" if role == "image" else pairs.masks / "trap.png"
+    picture = Image.fromarray(photograph() if role == "image" else TRUTH * 255)
+    picture.save(path, form)
+    data = np.frombuffer(path.read_bytes(), np.uint8).copy()
+    places = random.integers(0, min(len(data), random.choice([80, 10**6])), 6)
+    data[places] = random.integers(0, 256, 6)
+    path.write_bytes(data[: random.integers(1, len(data) + 1)].tobytes())
+    kinds = {finding.kind for finding in findings_in(root)}
+    try:
+        fails = TrainSet(opened(root), 32)[0, 0].problem is not None
+    except DataError:
+        fails = True
+    told = [kind for kind in kinds if "refuses" in KINDS[kind].loader or "fails when" in KINDS[kind].loader]
+    assert fails == bool(told)
+
+
+def test_a_file_that_vanishes_meanwhile_is_a_finding(tmp_path, monkeypatch):
+    Pairs(tmp_path, clean=1)
+    read = files.read_header
+
+    def read_and_lose(path):
+        header = read(path)
+        path.unlink()
+        return header
+
+    monkeypatch.setattr(files, "read_header", read_and_lose)
+    (finding,) = findings_in(tmp_path)
+    assert finding.kind == "damaged_header"
+    assert finding.path.name == "clean_0.jpg"

@@ -142,6 +142,15 @@ def test_what_cannot_be_checked_is_one_message_and_ends_with_2(tmp_path, capfd, 
     assert "Traceback" not in err
 
 
+def test_a_folder_that_cannot_be_read_is_one_message(halves, monkeypatch, capfd):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    assert main(["data", "check", str(halves)]) == 2
+    assert "cannot be read" in capfd.readouterr().err
+
+
 def test_a_place_that_cannot_be_written_is_said_before_anything_is_read(halves, tmp_path, capfd):
     (tmp_path / "file").write_text("")
     assert main(["data", "check", str(halves), "--out", str(tmp_path / "file")]) == 2
