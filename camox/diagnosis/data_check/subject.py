@@ -75,7 +75,7 @@ def _of_experiment(experiment: Experiment) -> tuple[list[Dataset], list[str]]:
             if "layout" not in specification:
                 notices.append(f"{role}: {source_label(specification)} has no files of images and is not examined")
                 continue
-            located = locate_source(specification, "test" if role == "test" else "train")
+            located = locate_source(specification)  # its split has been filled in by role
             datasets.append(_dataset(source_label(specification), role, located, specification))
     return datasets, notices
 

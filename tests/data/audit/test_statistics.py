@@ -53,6 +53,13 @@ def test_contrast_of_greys_is_their_difference_in_lightness(inside, outside, exp
     assert colour_contrast(image, mask) == pytest.approx(expected, abs=3)
 
 
+def test_contrast_of_red_in_green_is_their_distance_in_lab():
+    mask = square(256, 256, 60, 70, 120)  # not shrunk, so that colours stay pure
+    image = np.where(mask[..., None] > 0, [255, 0, 0], [0, 255, 0]).astype(np.uint8)
+    red, green = np.array([53.24, 80.09, 67.20]), np.array([87.73, -86.18, 83.18])  # of sRGB in L*a*b* under D65
+    assert colour_contrast(image, mask) == pytest.approx(np.linalg.norm(red - green), abs=0.3)
+
+
 def test_contrast_is_that_of_the_surroundings_not_of_the_far_sky():
     mask = square(300, 300, 200, 130, 40)
     image = np.full((300, 300, 3), 90, np.uint8)
