@@ -166,13 +166,19 @@ def diagnose(
 
 @app.command(epilog="Example: `camox evaluate runs/quickstart --data NC4K=data/NC4K --out scores`")
 def evaluate(
-    model: _Model,
+    models: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="CHECKPOINT_OR_RUN...", help="A checkpoint, or a run's folder; several are compared with the first."
+        ),
+    ],
     data: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME=PATH",
-            help="Data to score on: COD10K, or a folder with one of images and one of masks. May be repeated. By "
-            "default the experiment's test data, else what its checkpoints were selected on.",
+            help="Data to score on: a dataset of the field, or a folder with one of images and one of masks; of a "
+            "folder with several test sets each for itself. May be repeated. By default the experiment's test data, "
+            "else what its checkpoints were selected on.",
         ),
     ] = None,
     out: Annotated[
@@ -184,17 +190,42 @@ def evaluate(
     workers: Annotated[int, typer.Option(min=0, help="Processes that load images.")] = 2,
     protocol: _Protocol = "camox",
     image_size: _ImageSize = None,
+    non_camouflaged: Annotated[
+        bool,
+        typer.Option(
+            "--non-camouflaged", help="Of --data, also take COD10K's images without a camouflaged object; in no mean."
+        ),
+    ] = False,
+    corruptions: Annotated[
+        bool,
+        typer.Option(
+            "--corruptions", help="Also with blur, noise, JPEG and low light, each at 5 severities: 20 times."
+        ),
+    ] = False,
 ) -> None:
-    """Score a checkpoint on images with ground truth."""
+    """Score checkpoints on images with ground truth."""
+    if non_camouflaged and not data:
+        raise typer.BadParameter("says something of --data alone; give data", param_hint="--non-camouflaged")
     folders = _named_folders(data or [])
+    settings = (weights, batch_size, workers, protocol, image_size, None, None, non_camouflaged, corruptions)
+    if len(models) > 1:
+        from camox.inference.comparison import evaluate_several
+
+        evaluate_several(models, folders, out, *settings)
+        return
     from camox.inference.evaluation import evaluate as evaluate_checkpoint
 
-    evaluate_checkpoint(model, folders, out, weights, batch_size, workers, protocol, image_size)
+    evaluate_checkpoint(models[0], folders, out, *settings)
 
 
 @app.command(epilog="Example: `camox score --pred maps/NC4K --gt data/NC4K/GT --protocol pysod`")
 def score(
-    pred: Annotated[Path, typer.Option(metavar="DIR", help="Prediction maps, greyscale images 0 … 255.")],
+    pred: Annotated[
+        list[Path],
+        typer.Option(
+            metavar="DIR", help="Prediction maps, greyscale images 0 … 255. May be repeated, to compare with the first."
+        ),
+    ],
     gt: Annotated[Path, typer.Option(metavar="DIR", help="Ground truths of the same names.")],
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder for the scores; without it they are only printed.")
@@ -203,16 +234,9 @@ def score(
     workers: Annotated[int, typer.Option(min=1, help="Processes that share the images.")] = 1,
 ) -> None:
     """Score anyone's prediction maps."""
-    from camox.inference.results import report
-    from camox.measures.protocol import get_protocol
-    from camox.measures.scoring import score_folder
+    from camox.inference.scored_maps import score_maps
 
-    console = Console()
-    scores = score_folder(pred, gt, protocol, workers)
-    for notice in scores.notices:
-        console.warning(notice)
-    described = get_protocol(protocol).as_dict() | {"predictions": str(pred), "truths": str(gt)}
-    report({pred.resolve().name: (scores.summary, scores.results)}, described, out, console)
+    score_maps(pred, gt, out, protocol, workers, Console())
 
 
 @app.command(epilog="Example: `camox predict runs/quickstart photos --out masks --overlay`")

@@ -33,7 +33,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("experiment", metavar="EXPERIMENT.toml")
     parser.add_argument("overrides", nargs="*", metavar="table.key=value", help="wins over the file; TOML values")
     parser.add_argument("--resume", metavar="auto|latest|PATH", help="go on from a checkpoint")
-    parser.add_argument("--output", metavar="DIR", help="in place of experiment.output")
+    parser.add_argument("--output", metavar="DIR", help="folder of runs, in place of experiment.output")
     parser.add_argument("--check", action="store_true", help="load and build everything, train nothing")
     return parser.parse_intermixed_args(arguments)
 

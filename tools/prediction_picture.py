@@ -49,9 +49,9 @@ def draw(run: Path, samples: list[int], size: int) -> np.ndarray:
             raise DataError(f"there is no sample {number}: the test data of {run} are samples 0 to {len(source) - 1}")
         sample = source[number]
         pixels = resize_image(sample.image, loaded.image_size)
-        output, probabilities = infer(loaded.model, torch.from_numpy(pixels).permute(2, 0, 1)[None], loaded.device)
+        output, maps = infer(loaded.model, torch.from_numpy(pixels).permute(2, 0, 1)[None], loaded.device)
         uncertainty = output.uncertainty[0, 0].cpu().numpy()
-        rows.append(prediction_panel(sample.image, sample.mask, probabilities[0], uncertainty, size))
+        rows.append(prediction_panel(sample.image, sample.mask, maps[0].cpu().numpy(), uncertainty, size))
     return np.concatenate(rows)
 
 

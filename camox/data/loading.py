@@ -1,7 +1,7 @@
 """Samples become batches: uint8 until they are on the device, the same for any number of workers."""
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -126,11 +126,15 @@ class TrainSet(Dataset[_Item]):
 
 
 class EvalSet(Dataset[_Item]):
-    """Images resized to `image_size`² pixels with native truths; the key is the index."""
+    """Images resized to `image_size`² pixels with native truths; the key is the index.
 
-    def __init__(self, source: Samples, image_size: int):
+    `alter`, if given, makes another image uint8 [S, S, 3] of the resized one and the sample's name.
+    """
+
+    def __init__(self, source: Samples, image_size: int, alter: Callable[[np.ndarray, str], np.ndarray] | None = None):
         self.source = source
         self.image_size = image_size
+        self.alter = alter
 
     def __len__(self) -> int:
         return len(self.source)
@@ -141,7 +145,8 @@ class EvalSet(Dataset[_Item]):
         except DataError as error:
             image, mask = _zeros(self.image_size)
             return _Item(index, image, mask, _problem(self.source, index, error))
-        return _Item(index, resize_image(sample.image, self.image_size), sample.mask)
+        image = resize_image(sample.image, self.image_size)
+        return _Item(index, image if self.alter is None else self.alter(image, sample.name), sample.mask)
 
     def collate(self, items: Sequence[_Item]) -> EvalBatch:
         """Put loaded samples together."""

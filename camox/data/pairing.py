@@ -77,6 +77,21 @@ def pair_up(located: Located, super_class: str = "names", non_camouflaged: bool 
     return Pairs(_checked(list(found.values())), tuple(notices))
 
 
+def super_class_of(name: str) -> str:
+    """The group that a name tells: "Aquatic" of `COD10K-CAM-1-Aquatic-3-Crab-32`, "NonCAM" of an image that COD10K
+    calls non-camouflaged, else the first subfolder, else ""."""
+    stem = name.rpartition("/")[2]
+    if is_non_camouflaged(name):
+        return NON_CAMOUFLAGED
+    match = re.match(r"COD10K-CAM-\d+-([^-]+)-", stem)
+    return match[1] if match else name.split("/")[0] if "/" in name else ""
+
+
+def is_non_camouflaged(name: str) -> bool:
+    """Whether COD10K's name of an image says that it has no camouflaged object."""
+    return name.rpartition("/")[2].startswith("COD10K-NonCAM")
+
+
 def folder(images: str | Path, masks: str | Path) -> Located:
     """A folder of images and a folder of masks as a dataset of its own. Raises `DataError` where one is missing."""
     for what, given in (("images", images), ("masks", masks)):
@@ -136,7 +151,7 @@ def _is_image(path: Path) -> bool:
 
 def _split_off(images: dict[str, Path], masks: dict[str, Path], folder: Path) -> list[str]:
     """Takes non-camouflaged images and their masks out; the notice that counts them."""
-    left_out = [stem for stem, path in images.items() if is_non_camouflaged(path)]
+    left_out = [stem for stem, path in images.items() if is_non_camouflaged(path.name)]
     if not left_out:
         return []
     if len(left_out) == len(images):
@@ -148,11 +163,6 @@ def _split_off(images: dict[str, Path], masks: dict[str, Path], folder: Path) ->
         del images[stem]
         masks.pop(stem, None)
     return [f"{len(left_out)} non-camouflaged images of {folder} are left out (non_camouflaged = true keeps them)"]
-
-
-def is_non_camouflaged(path: Path) -> bool:
-    """Whether COD10K's name of an image says that nothing is camouflaged in it."""
-    return path.name.startswith("COD10K-NonCAM")
 
 
 def _require_masks(images: Mapping[str, Path], masks: Mapping[str, Path], part: Folders) -> None:
@@ -175,15 +185,7 @@ def grouping(super_class: str) -> Callable[[str], str]:
     return lambda name: table.get(name, table.get(name.rpartition("/")[2], ""))
 
 
-def _named_super_class(name: str) -> str:
-    stem = name.rpartition("/")[2]
-    if stem.startswith("COD10K-NonCAM"):
-        return NON_CAMOUFLAGED
-    match = re.match(r"COD10K-CAM-\d+-([^-]+)-", stem)
-    return match[1] if match else name.split("/")[0] if "/" in name else ""
-
-
-_RULES: Mapping[str, Callable[[str], str]] = {"names": _named_super_class, "none": lambda name: ""}
+_RULES: Mapping[str, Callable[[str], str]] = {"names": super_class_of, "none": lambda name: ""}
 
 
 def _read_table(path: Path) -> dict[str, str]:

@@ -477,6 +477,10 @@ class Validation(Table):
     )  # fmt: skip
     """Measures to compute, each once; `checkpoints.monitor` is one of them."""
 
+    select_on_test: bool = False
+    """Allow `data.val` to name test images, which is refused without it: checkpoints are then selected on what they are
+    scored on, and every result carries that label. For repeating results that were published so."""
+
 
 class Tracking(Table):
     """Where numbers go besides the console and the run's folder."""

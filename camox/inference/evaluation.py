@@ -1,26 +1,32 @@
 """Scores of a model on images with ground truth: the loop that validation and `camox evaluate` share."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from camox.data.loading import EvalBatch, EvalSet, eval_loader
+from camox.data.pairing import is_non_camouflaged
 from camox.errors import DataError
 from camox.inference.loaded_model import LoadedModel, Weights, load_model
 from camox.inference.predictor import Autocast, infer, require_finite
 from camox.inference.results import report
-from camox.inference.scored_data import ScoredData, default_data, named_data, selected_on
+from camox.inference.robustness import measure_robustness, report_robustness
+from camox.inference.scored_data import ScoredData, default_data, named_data
+from camox.inference.selection import selected_on
+from camox.measures.breakdown import DatasetScores, set_apart, summarise
 from camox.measures.evaluator import Evaluator
-from camox.measures.protocol import Protocol, get_protocol
+from camox.measures.protocol import ALL_MEASURES, Protocol, get_protocol
 from camox.models.camoxpert import CamoXpert, CamoXpertOutput
 from camox.tracking.console import Console
 
 _NOTES = {
     "training": "the model was trained on these images: the scores say nothing about others",
     "selection": "the checkpoint was selected on these images: the scores are optimistic",
+    "selection on test images": "the checkpoint was selected on these test images: the scores are optimistic",
     "unknown": "whether the model was trained on these images is not known: the checkpoint has no experiment.toml",
 }
 
@@ -35,6 +41,8 @@ def evaluate_model(
     observe: Callable[[CamoXpertOutput, EvalBatch], None] | None = None,
 ) -> None:
     """Add every image of `loader` to `evaluator`, by the model in eval mode; its mode is put back afterwards.
+
+    Maps on a GPU are resized and measured there, all others on the CPU; the numbers are the same to 1e-6.
 
     Args:
         model: on `device`, not wrapped for several processes.
@@ -54,15 +62,62 @@ def evaluate_model(
         for batch in loader:
             if batch.problems:
                 raise DataError("\n".join(batch.problems))
-            output, probabilities = infer(model, batch.images, device, autocast)
+            output, maps = infer(model, batch.images, device, autocast)
+            probabilities = maps.cpu().numpy()
             require_finite(probabilities, batch.names)
             if observe is not None:
                 observe(output, batch)
+            if maps.is_cuda:
+                evaluator.add_batch(batch.indices.tolist(), batch.names, batch.groups, maps, batch.truths)
+                continue
             images = zip(batch.indices.tolist(), batch.names, batch.groups, batch.truths, strict=True)
             for probability, (index, name, group, truth) in zip(probabilities, images, strict=True):
                 evaluator.add(index, name, group, probability, truth)
     finally:
         model.train(was_training)
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How models are scored: everything that is the same for all of them."""
+
+    protocol: Protocol
+    batch_size: int
+    """Images that the model sees at once."""
+    workers: int
+    """Processes that load images."""
+
+    def score(
+        self,
+        loaded: LoadedModel,
+        dataset: EvalSet,
+        observe: Callable[[CamoXpertOutput, EvalBatch], None] | None = None,
+        measures: Sequence[str] = ALL_MEASURES,
+    ) -> Evaluator:
+        """Score every image of a dataset. Raises as `evaluate_model`."""
+        pin_memory = loaded.device.type == "cuda"
+        loader = eval_loader(dataset, range(len(dataset)), self.batch_size, self.workers, pin_memory)
+        evaluator = Evaluator(self.protocol, measures)
+        evaluate_model(loaded.model, loader, evaluator, loaded.device, observe=observe)
+        apart = [name for name in dataset.source.names if is_non_camouflaged(name)]
+        return set_apart(evaluator, apart) if apart else evaluator
+
+    def break_down(self, loaded: LoadedModel, data: ScoredData) -> DatasetScores:
+        """Score a dataset, with all that its tables show. Raises as `evaluate_model`."""
+        shares: dict[int, float] = {}
+
+        def observe(output: CamoXpertOutput, batch: EvalBatch) -> None:
+            shares.update(zip(batch.indices.tolist(), (float(truth.mean()) for truth in batch.truths), strict=True))
+
+        return summarise(self.score(loaded, EvalSet(data.source, loaded.image_size), observe), shares)
+
+    def robustness(self, loaded: LoadedModel, data: ScoredData, say: Callable[[str], None]) -> dict[str, Any]:
+        """Score a dataset without corruption and with each; see `measure_robustness`."""
+
+        def score(dataset: EvalSet, measures: Sequence[str]) -> Evaluator:
+            return self.score(loaded, dataset, measures=measures)
+
+        return measure_robustness(score, EvalSet(data.source, loaded.image_size), say)
 
 
 def evaluate(
@@ -76,14 +131,16 @@ def evaluate(
     image_size: int | None = None,
     device: str | torch.device | None = None,
     console: Console | None = None,
+    non_camouflaged: bool = False,
+    corruptions: bool = False,
 ) -> dict[str, Any]:
-    """Score a checkpoint, in fp32, and write measures.json, per_image.csv, table.md and table.tex.
+    """Score a checkpoint, in fp32, and write measures.json, per_image.csv, curves, table.md and table.tex.
 
     Args:
         path: a checkpoint, or a run's folder (its `best`, else `latest`).
-        data: folders to score on, by the name they get in tables. By default the test data of the run's
-            experiment; without any, the data its checkpoints were selected on. Names of training and selection
-            data are marked as such.
+        data: folders to score on, by the name they get in tables; of a folder with several test sets each gets its
+            own. By default the test data of the run's experiment; without any, the data its checkpoints were selected
+            on. Names of training and selection data are marked as such.
         out: folder for the files; by default `evaluation` in the run's folder, `evaluation-NAME` for named data.
         weights: "raw", "ema", or "auto" for whichever scored better on held-out data.
         batch_size: images that the model sees at once.
@@ -91,7 +148,9 @@ def evaluate(
         protocol: "camox" or "pysod", see `measures.protocol`.
         image_size: size at which the model sees images; by default the one it was trained at.
         device: where the model runs; by default a GPU if there is one.
-        console: where the table goes; standard output by default.
+        console: where the tables go; standard output by default.
+        non_camouflaged: also take COD10K's images without a camouflaged object from `data`; they are in no mean.
+        corruptions: also score images made worse (`data.corruptions`), 20 times over, and write corruptions.json.
 
     Returns:
         What measures.json holds: `{"protocol": {...}, "datasets": {name: summary}}`. Beside the protocol's
@@ -101,28 +160,46 @@ def evaluate(
         CheckpointError, ExperimentError: as `load_model`; also where there is no place for the files.
         DataError: no data, data of no known layout, or an image or mask that cannot be read.
     """
-    protocol, console = get_protocol(protocol), console or Console()
+    scoring, console = Scoring(get_protocol(protocol), batch_size, workers), console or Console()
     loaded = load_model(path, weights, image_size, device)
     out = _destination(out, loaded, data)
-    scored = named_data(data, loaded.experiment) if data else default_data(loaded.experiment)
+    scored = named_data(data, loaded.experiment, non_camouflaged) if data else default_data(loaded.experiment)
+    introduce(loaded, scored, console)
+    datasets = {one.title: scoring.break_down(loaded, one) for one in scored}
+    described = describe(scoring.protocol, path, loaded, scored)
+    document = report(datasets, described, out, console)
+    if corruptions:
+        evaluate_corrupted(loaded, scored, scoring, described, out, console)
+    return document
+
+
+def evaluate_corrupted(
+    loaded: LoadedModel,
+    scored: Sequence[ScoredData],
+    scoring: Scoring,
+    described: Mapping[str, object],
+    out: Path,
+    console: Console,
+) -> None:
+    """Score all data with every corruption and report it into `out`."""
+    found = {}
+    for one in scored:
+
+        def say(kind: str, title: str = one.title) -> None:
+            console.notice(f"{title}: {kind}, five severities")
+
+        found[one.title] = scoring.robustness(loaded, one, say)
+    report_robustness(found, described, out, console)
+
+
+def introduce(loaded: LoadedModel, scored: Sequence[ScoredData], console: Console) -> None:
+    """Say what is about to be scored, and what about the data a reader of the scores has to know."""
     console.header(f"evaluate {loaded.checkpoint}", _header_rows(loaded, scored))
     for one in scored:
         for notice in one.source.notices:
             console.warning(f"{one.name}: {notice}")
         if one.used_for in _NOTES:
-            console.warning(f"{one.name}: {_NOTES[one.used_for]}")
-    evaluators = {one.name: _score(loaded, one, protocol, batch_size, workers) for one in scored}
-    datasets = {name: (evaluator.summary(), evaluator.results) for name, evaluator in evaluators.items()}
-    return report(datasets, _described(protocol, path, loaded, scored), out, console)
-
-
-def _score(loaded: LoadedModel, data: ScoredData, protocol: Protocol, batch_size: int, workers: int) -> Evaluator:
-    dataset = EvalSet(data.source, loaded.image_size)
-    pin_memory = loaded.device.type == "cuda"
-    loader = eval_loader(dataset, range(len(dataset)), batch_size, workers, pin_memory)
-    evaluator = Evaluator(protocol)
-    evaluate_model(loaded.model, loader, evaluator, loaded.device)
-    return evaluator
+            console.warning(f"{one.title}: {_NOTES[one.used_for]}")
 
 
 def _destination(out: str | Path | None, loaded: LoadedModel, data: Mapping[str, str | Path] | None) -> Path:
@@ -133,26 +210,29 @@ def _destination(out: str | Path | None, loaded: LoadedModel, data: Mapping[str,
         folder = loaded.run / "-".join(["evaluation", *(data or ())])
     else:
         raise DataError(f"{loaded.checkpoint}: lies in no run's folder, which would take the scores: give --out")
-    if folder.exists() and not folder.is_dir():
-        raise DataError(f"{folder}: is a file: give a folder as --out")
+    require_folder(folder)
     return folder
 
 
-def _header_rows(loaded: LoadedModel, scored: list[ScoredData]) -> list[tuple[str, object]]:
+def require_folder(folder: Path) -> None:
+    """Raise DataError where a file stands in the place of the folder for the scores."""
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{folder}: is a file: give a folder as --out")
+
+
+def _header_rows(loaded: LoadedModel, scored: Sequence[ScoredData]) -> list[tuple[str, object]]:
     return [
         ("checkpoint", f"epoch {loaded.epoch}, step {loaded.step}"),
         ("weights", loaded.reason),
+        ("selected on", _selected_on(loaded)),
         ("device", loaded.device),
         ("image size", loaded.image_size),
         ("data", ", ".join(f"{one.name}: {len(one.source)} images" for one in scored)),
     ]
 
 
-def _described(
-    protocol: Protocol, path: str | Path, loaded: LoadedModel, scored: list[ScoredData]
-) -> dict[str, object]:
+def describe(protocol: Protocol, path: str | Path, loaded: LoadedModel, scored: Sequence[ScoredData]) -> dict[str, Any]:
     """The protocol with all else that a score depends on."""
-    selection = selected_on(loaded.experiment) if loaded.experiment else "unknown: no experiment.toml"
     return {
         **protocol.as_dict(),
         # The loader reads {0, 1} masks as labels under either protocol.
@@ -164,13 +244,17 @@ def _described(
         "image_size": loaded.image_size,
         "precision": "fp32",
         "selected_on": {
-            "data": selection,
+            "data": _selected_on(loaded),
             "monitor": loaded.monitor,
             "checkpoint": "named" if _is_same(path, loaded.checkpoint) else "the run's best, else its latest",
             "weights": loaded.reason,
         },
-        "data": {one.name: one.as_dict() for one in scored},
+        "data": {one.title: one.as_dict() for one in scored},
     }
+
+
+def _selected_on(loaded: LoadedModel) -> str:
+    return selected_on(loaded.experiment) if loaded.experiment else "unknown: no experiment.toml"
 
 
 def _is_same(path: str | Path, checkpoint: Path) -> bool:

@@ -42,15 +42,15 @@ class _Job:
 @torch.no_grad()
 def infer(
     model: CamoXpert, images: Tensor, device: torch.device | str, autocast: Autocast = nullcontext
-) -> tuple[CamoXpertOutput, np.ndarray]:
+) -> tuple[CamoXpertOutput, Tensor]:
     """Run the model on uint8 images [B, 3, S, S] RGB; gives its output and probabilities, float32 [B, S, S].
 
-    The model must be in eval mode and on `device`.
+    All are on `device`. The model must be in eval mode.
     """
     batch = images.to(device, non_blocking=True).float().div_(255)
     with autocast():
         output = model(batch)
-    return output, output.logits[:, 0].float().sigmoid().cpu().numpy()
+    return output, output.logits[:, 0].float().sigmoid()
 
 
 def require_finite(probabilities: np.ndarray, names: Sequence[str]) -> None:
@@ -192,7 +192,8 @@ def _read(jobs: Sequence[_Job], unreadable: list[str]) -> Iterator[tuple[_Job, n
 def _predict_batch(loaded: LoadedModel, batch: Sequence[tuple[_Job, np.ndarray]]) -> list[Path]:
     resized = np.stack([resize_image(image, loaded.image_size) for _, image in batch])
     images = torch.from_numpy(np.ascontiguousarray(resized.transpose(0, 3, 1, 2)))
-    _, probabilities = infer(loaded.model, images, loaded.device)
+    _, maps = infer(loaded.model, images, loaded.device)
+    probabilities = maps.cpu().numpy()
     require_finite(probabilities, [str(job.image) for job, _ in batch])
     for (job, image), probability in zip(batch, probabilities, strict=True):
         probability = _at_size(probability, image.shape[0], image.shape[1])

@@ -1,6 +1,6 @@
 """Which data a checkpoint is scored on, and what part they had in making it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from camox.data.samples import Source
 from camox.data.sources import locate_source, open_source, open_training_sources
 from camox.errors import DataError
 from camox.experiment import Experiment
+from camox.inference.selection import identities, identity
 from camox.tracking.jsonl import plain
 
 TRAINING = "training"
@@ -18,16 +19,23 @@ TEST = "test"
 OTHER = "other"
 UNKNOWN = "unknown"
 
+SELECTION_ON_TEST = "selection on test images"
+
 # What is put behind a dataset's name, so that no table can hide it.
-_LABELS = {TRAINING: " (training images)", SELECTION: " (held out, selected on)"}
+_LABELS = {
+    TRAINING: " (training images)",
+    SELECTION: " (held out, selected on)",
+    SELECTION_ON_TEST: " (test images, selected on)",
+}
 
 
 @dataclass(frozen=True)
 class ScoredData:
     """A dataset to score on.
 
-    `used_for`: "training" or "selection" (of the checkpoint and its weights), "test" (named so by the experiment,
-    used for neither), "other" (not named by the experiment) or "unknown" (no experiment to ask).
+    `used_for`: "training" or "selection" (of the checkpoint and its weights), "selection on test images" (as the
+    experiment allows itself), "test" (named so by the experiment, used for neither), "other" (not named by the
+    experiment) or "unknown" (no experiment to ask).
     """
 
     name: str
@@ -36,20 +44,27 @@ class ScoredData:
     origin: tuple[Mapping[str, Any], ...]
     """The specifications it was opened from."""
 
+    @property
+    def title(self) -> str:
+        """The name, with the part that the images had in making the checkpoint."""
+        return self.name + _LABELS.get(self.used_for, "")
+
     def as_dict(self) -> dict[str, Any]:
         """What is stored with a result."""
         return {"used_for": self.used_for, "images": len(self.source), "source": plain(self.origin)}
 
 
-def named_data(folders: Mapping[str, str | Path], experiment: Experiment | None) -> list[ScoredData]:
-    """Open the folders that a user names. Raises DataError for one that has no known layout."""
-    scored = []
-    for name, path in folders.items():
-        specification = {**_recognise(Path(path)), "name": name}
-        used_for = _used_for(specification, experiment)
-        source = open_source(specification, split="test")
-        scored.append(ScoredData(_labelled(name, used_for), source, used_for, (specification,)))
-    return scored
+def named_data(
+    folders: Mapping[str, str | Path], experiment: Experiment | None, non_camouflaged: bool = False
+) -> list[ScoredData]:
+    """Open the folders that a user names; of a folder with several sets each gets its own name.
+
+    `non_camouflaged`: with COD10K's images without a camouflaged object. Raises DataError for a folder of no known
+    layout.
+    """
+    kept = {"non_camouflaged": True} if non_camouflaged else {}
+    specifications = [{**_recognise(Path(path)), "name": name, **kept} for name, path in folders.items()]
+    return _opened(specifications, experiment)
 
 
 def default_data(experiment: Experiment | None) -> list[ScoredData]:
@@ -62,25 +77,28 @@ def default_data(experiment: Experiment | None) -> list[ScoredData]:
             "no data to score on: the checkpoint has no experiment.toml two folders above, which would name its test "
             "data; give --data NAME=PATH"
         )
-    tests = [source.plain() for source in experiment.data.test]
-    if not tests:
+    if not experiment.data.test:
         return [_selection_data(experiment)]
+    return _opened([source.plain() for source in experiment.data.test], experiment)
+
+
+def _opened(specifications: Iterable[Mapping[str, Any]], experiment: Experiment | None) -> list[ScoredData]:
     scored = []
-    for specification in tests:
+    for specification in (part for whole in specifications for part in _sets(whole)):
         source = open_source(specification, split="test")
-        used_for = _used_for(specification, experiment)
-        scored.append(ScoredData(_labelled(source.label, used_for), source, used_for, (specification,)))
+        scored.append(ScoredData(source.label, source, _used_for(specification, experiment), (specification,)))
     return _told_apart(scored)
 
 
-def selected_on(experiment: Experiment) -> str:
-    """What data the experiment selects checkpoints on, in words."""
-    data = experiment.data
-    if data.val:
-        return "validation data named by the experiment"
-    if data.val_fraction:
-        return f"held-out {data.val_fraction:.0%} of the training data, seed {experiment.experiment.seed}"
-    return "nothing: no data were held out"
+def _sets(specification: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """A collection's test sets each for itself, as tables have them; everything else as it is."""
+    located = locate_source(specification, "test") if "layout" in specification else None
+    if located is None or len(located.parts) == 1:
+        yield specification
+        return
+    kept = {key: specification[key] for key in ("non_camouflaged", "super_class") if key in specification}
+    for part in located.parts:
+        yield {"layout": "folder", "images": str(part.images), "masks": str(part.masks), "name": part.name, **kept}
 
 
 def _selection_data(experiment: Experiment) -> ScoredData:
@@ -93,13 +111,10 @@ def _selection_data(experiment: Experiment) -> ScoredData:
     train = [source.plain() for source in data.train]
     val = [source.plain() for source in data.val]
     _, held_out = open_training_sources(train, val, data.val_fraction, experiment.experiment.seed)
-    seen = any(_used_for(specification, experiment) == TRAINING for specification in val)
-    used_for = TRAINING if seen else SELECTION
-    return ScoredData(_labelled(held_out.label, used_for), held_out, used_for, tuple(val or train))
-
-
-def _labelled(name: str, used_for: str) -> str:
-    return name + _LABELS.get(used_for, "")
+    used_for = SELECTION_ON_TEST if val and experiment.validation.select_on_test else SELECTION
+    if any(_used_for(specification, experiment) == TRAINING for specification in val):
+        used_for = TRAINING
+    return ScoredData(held_out.label, held_out, used_for, tuple(val or train))
 
 
 def _told_apart(scored: Iterable[ScoredData]) -> list[ScoredData]:
@@ -123,17 +138,9 @@ def _recognise(path: Path) -> dict[str, Any]:
 def _used_for(specification: Mapping[str, Any], experiment: Experiment | None) -> str:
     if experiment is None:
         return UNKNOWN
-    data = experiment.data
-    for used_for, sources in ((TRAINING, data.train), (SELECTION, data.val), (TEST, data.test)):
-        if _identity(specification) in [_identity(source.plain()) for source in sources]:
-            return used_for
-    return OTHER
-
-
-def _identity(specification: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Equal for two specifications that show the same images: the folders of the images, or the painter's seed."""
-    if "layout" in specification:
-        parts = locate_source(specification).parts
-        return ("files", *(part.images.resolve() for part in parts))
-    # Image i of a seed does not depend on how many there are.
-    return tuple(sorted((k, str(v)) for k, v in specification.items() if k not in ("count", "name", "weight")))
+    data, shown = experiment.data, identity(specification, "test")
+    if shown & identities(data.train):
+        return TRAINING
+    if shown & identities(data.val):
+        return SELECTION_ON_TEST if experiment.validation.select_on_test else SELECTION
+    return TEST if shown & identities(data.test, "test") else OTHER

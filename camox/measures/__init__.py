@@ -19,12 +19,12 @@ def image_measures(
     """Score one prediction, a uint8 map [H, W] in 0 … 255, against its uint8 ground truth [H, W].
 
     Gives every name of `camox.measures.protocol.ALL_MEASURES`; `*_max` and `*_mean` are those of this image's
-    own curve. `protocol="pysod"` (default here, as published tables use it) equals pysodmetrics, whose S is
+    own curve. `protocol="pysod"` (default here, as published tables use it) equals pysodmetrics to 1e-6, whose S is
     NaN for an object centred on the last row or column; "camox" is our own, in which a truth without an
     object has `false_positive_area` and `false_positive` in place of the measures. Raises ValueError for
     other dtypes, or shapes that differ.
     """
-    # Imported on first use: the metric library brings scikit-image with it, about a second.
+    # Imported on first use: importing camox.measures alone costs nothing.
     from camox.measures.evaluator import measure_uint8
     from camox.measures.protocol import ALL_MEASURES
 

@@ -1,17 +1,17 @@
 """Measures of a binarised map: F, E, IoU and Dice at 256 thresholds and at the map's adaptive threshold.
 
-F: Achanta et al., CVPR 2009, beta² = 0.3. E: Fan et al., IJCAI 2018. The reference's values are pysodmetrics'
-own; the exact ones are defined in `camox.measures.protocol`. Curves are float64 [256], by ascending
-threshold.
+F: Achanta et al., CVPR 2009, beta² = 0.3. E: Fan et al., IJCAI 2018. Each has two flavours, the reference's and the
+exact one, defined in `camox.measures.protocol`. Curves are float64 [256], by ascending threshold.
 """
 
-from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import numpy as np
-from py_sod_metrics import DICEHandler, Emeasure, FmeasureHandler, FmeasureV2, IOUHandler
 
-_HANDLERS = {"f": FmeasureHandler, "iou": IOUHandler, "dice": DICEHandler}
+THRESHOLDS = 256
+F_BETA_SQUARED = 0.3
+EPSILON = np.spacing(1.0)
+"""What pysodmetrics adds to divisors."""
 
 
 class Counts(NamedTuple):
@@ -23,81 +23,40 @@ class Counts(NamedTuple):
     tn: Any
 
 
-def count_pixels(predicted: np.ndarray, truth: np.ndarray) -> Counts:
-    """Count a binary prediction, bool [H, W], against a truth, bool [H, W]."""
-    positives = int(np.count_nonzero(truth))
-    tp = int(np.count_nonzero(predicted & truth))
-    fp = int(np.count_nonzero(predicted)) - tp
-    return Counts(tp, fp, positives - tp, truth.size - positives - fp)
+def reached_thresholds(values: np.ndarray, exact: bool) -> np.ndarray:
+    """How many of the 256 thresholds each probability reaches, uint16 in 0 … 256 (1 … 256 in the reference's way).
 
-
-def overlap(family: str, counts: Counts) -> Any:
-    """F, IoU or Dice ("f", "iou", "dice"), in [0, 1]; 0 where neither map nor truth has an object pixel."""
-    return _HANDLERS[family](False, False)(**counts._asdict())
-
-
-def reference_scores(
-    probability: np.ndarray, truth: np.ndarray, curves: Collection[str], adaptive: Collection[str]
-) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """Curves and adaptive values of the named families as pysodmetrics computes them.
-
-    probability: float64 [H, W] in [0, 1], already stretched; truth: bool [H, W].
+    `exact`: thresholds (k + 0.5) / 256. Otherwise k on floor(255 p), of which 0 is always reached.
     """
-    curve_of: dict[str, np.ndarray] = {}
-    adaptive_of: dict[str, float] = {}
-    overlaps = {
-        family: _HANDLERS[family](family in curves, family in adaptive)
-        for family in _HANDLERS
-        if family in curves or family in adaptive
-    }
-    if overlaps:
-        FmeasureV2(overlaps).step(probability, truth, normalize=False)
-    for family, handler in overlaps.items():
-        if family in curves:
-            curve_of[family] = np.flip(handler.dynamic_results[0])  # the library counts thresholds downwards
-        if family in adaptive:
-            adaptive_of[family] = float(handler.adaptive_results[0])
-    if "e" in curves or "e" in adaptive:
-        e_measure = Emeasure()
-        e_measure.step(probability, truth, normalize=False)
-        if "e" in curves:
-            curve_of["e"] = np.flip(e_measure.changeable_ems[0])
-        if "e" in adaptive:
-            adaptive_of["e"] = float(e_measure.adaptive_ems[0])
-    return curve_of, adaptive_of
+    return (values * 256 + 0.5).astype(np.uint16) if exact else (values * 255).astype(np.uint16) + np.uint16(1)
 
 
-def exact_scores(
-    probability: np.ndarray, truth: np.ndarray, curves: Collection[str], adaptive: Collection[str]
-) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """Curves and adaptive values of the named families; one histogram serves every family.
-
-    probability: float [H, W] in [0, 1]; truth: bool [H, W] with at least one object pixel.
-    """
-    curve_of: dict[str, np.ndarray] = {}
-    adaptive_of: dict[str, float] = {}
-    if curves:
-        counts = _count_by_threshold(probability, truth)
-        curve_of = {family: _exact_score(family, counts) for family in curves}
-    if adaptive:
-        threshold = min(2 * probability.mean(dtype=np.float64), 1.0)
-        # An empty map has threshold 0, which without the second condition would call every pixel object.
-        counts = count_pixels((probability >= threshold) & (probability > 0), truth)
-        adaptive_of = {family: float(_exact_score(family, counts)) for family in adaptive}
-    return curve_of, adaptive_of
-
-
-def _count_by_threshold(probability: np.ndarray, truth: np.ndarray) -> Counts:
-    # A pixel's level, 0 … 256, is the number of thresholds (k + 0.5) / 256 that it reaches.
-    level = (probability * 256 + 0.5).astype(np.intp)
-    joint = np.bincount((2 * level + truth).ravel(), minlength=2 * 257).reshape(257, 2)
-    fp, tp = joint[::-1].cumsum(axis=0)[::-1][1:].T
-    background, positives = joint.sum(axis=0)
+def counts_by_threshold(reached: np.ndarray) -> Counts:
+    """Counts at each threshold; `reached`: pixels of background and object by how many they reach, int [2, 257]."""
+    at_least = reached[:, ::-1].cumsum(axis=1)[:, ::-1]
+    (background, positives), (fp, tp) = at_least[:, 0], at_least[:, 1:]
     return Counts(tp, fp, positives - tp, background - fp)
 
 
-def _exact_score(family: str, counts: Counts) -> Any:
-    return enhanced_alignment(counts) if family == "e" else overlap(family, counts)
+def score(family: str, counts: Counts, exact: bool) -> Any:
+    """F, E, IoU or Dice ("f", "e", "iou", "dice") of the counts; exact ones lie in [0, 1].
+
+    F, IoU and Dice are 0 where neither map nor truth has an object pixel.
+    """
+    if family == "e":
+        return enhanced_alignment(counts) if exact else reference_alignment(counts)
+    tp, fp, fn, _ = counts
+    if family == "iou":
+        return _quotient(tp, tp + fp + fn)
+    if family == "dice":
+        return _quotient(2 * tp, 2 * tp + fp + fn)
+    precision, recall = _quotient(tp, tp + fp), _quotient(tp, tp + fn)
+    return _quotient((1 + F_BETA_SQUARED) * precision * recall, F_BETA_SQUARED * precision + recall)
+
+
+def _quotient(numerator: Any, denominator: Any) -> Any:
+    """0 where the denominator is; the numerator is 0 there too."""
+    return numerator / (denominator + (denominator == 0))
 
 
 def enhanced_alignment(counts: Counts) -> Any:
@@ -106,18 +65,32 @@ def enhanced_alignment(counts: Counts) -> Any:
     0.25 is the value of a map that says nothing (no pixel or every pixel called object). With the whole
     image as the truth, E is the share called object. The truth must have an object pixel.
     """
-    positives = counts.tp + counts.fn
-    pixels = positives + counts.fp + counts.tn
+    pixels = sum(counts)
     if np.all(counts.fp + counts.tn == 0):
         return counts.tp / pixels
-    predicted_share = (counts.tp + counts.fp) / pixels
-    true_share = positives / pixels
+    # The truth is neither empty nor full, so no divisor is 0 and none needs an epsilon.
+    return np.minimum(_alignment_sum(counts, 0.0) / pixels, 1.0)
+
+
+def reference_alignment(counts: Counts) -> Any:
+    """E of the counts as pysodmetrics has it: a sum over pixels - 1, so that it may exceed 1 on a small image."""
+    pixels = sum(counts)
+    if np.all(counts.tp + counts.fn == 0):
+        total = counts.tn
+    elif np.all(counts.fp + counts.tn == 0):
+        total = counts.tp
+    else:
+        total = _alignment_sum(counts, EPSILON)
+    return total / (pixels - 1 + EPSILON)
+
+
+def _alignment_sum(counts: Counts, epsilon: float) -> Any:
+    pixels = sum(counts)
+    predicted, true = (counts.tp + counts.fp) / pixels, (counts.tp + counts.fn) / pixels
     parts = (
-        (counts.tp, 1 - predicted_share, 1 - true_share),
-        (counts.fp, 1 - predicted_share, -true_share),
-        (counts.fn, -predicted_share, 1 - true_share),
-        (counts.tn, -predicted_share, -true_share),
+        (counts.tp, 1 - predicted, 1 - true),
+        (counts.fp, 1 - predicted, -true),
+        (counts.fn, -predicted, 1 - true),
+        (counts.tn, -predicted, -true),
     )
-    # The truth is neither empty nor full, so b is never 0 and the quotient needs no epsilon.
-    total = sum(count * (1 + 2 * a * b / (a * a + b * b)) ** 2 / 4 for count, a, b in parts)
-    return np.minimum(total / pixels, 1.0)
+    return sum(count * (1 + 2 * a * b / (a * a + b * b + epsilon)) ** 2 / 4 for count, a, b in parts)

@@ -4,22 +4,26 @@ Results are plain picklable objects, so that ranks can gather them; a summary is
 whatever order, batches or shards they came.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 
-from camox.measures import curves, structure
 from camox.measures.protocol import (
     ALL_MEASURES,
-    CURVE_FAMILIES,
     FALSE_POSITIVE_SHARE,
     Protocol,
     check_measures,
     get_protocol,
 )
+from camox.measures.scores import image_scores
+from camox.measures.sums import ImageSums, find_needs, level_sums, map_sums, round_to_levels
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -65,30 +69,63 @@ def measure_image(
     check_probability(probability)
     if truth.shape != probability.shape:
         raise ValueError(f"probability map {probability.shape} and truth {truth.shape} differ in shape")
-    if truth.dtype not in (np.uint8, np.bool_) or truth.max() > 1:
-        raise ValueError(f"a truth is uint8 or bool with values 0 and 1, not {truth.dtype} up to {truth.max()}")
-    truth = truth.astype(bool, copy=False)
+    check_truth(truth)
+    truth = np.ascontiguousarray(truth).view(np.uint8)
     if protocol.quantise:
-        probability = np.rint(probability.astype(np.float64) * 255) / 255
+        return _measure_levels(round_to_levels(probability), truth, protocol, measures)
+    if probability.dtype not in (np.float32, np.float64):
+        probability = probability.astype(np.float32)
+    called = None if truth.any() else probability >= protocol.binary_threshold
+    counts = called is None or protocol.count_empty
+    return _result(
+        map_sums(probability, truth, protocol, find_needs(measures)) if counts else None, called, protocol, measures
+    )
 
-    scalars: dict[str, float] = {}
-    has_object = bool(truth.any())
-    if not has_object:
-        scalars.update(_false_positives(probability >= protocol.binary_threshold))
-        if not protocol.count_empty:
-            return ImageResult(scalars, {}, has_object=False, counts=False)
-    if "iou" in measures or "dice" in measures:
-        counts = curves.count_pixels(probability >= protocol.binary_threshold, truth)
-        scalars.update({name: float(curves.overlap(name, counts)) for name in ("iou", "dice") if name in measures})
-    if protocol.min_max:
-        probability = _stretch(probability)
-    if "mae" in measures:
-        scalars["mae"] = float(np.abs(probability - truth).mean(dtype=np.float64))
-    scalars.update(_structure_scores(probability, truth, protocol, measures))
-    curve_of, curve_scalars = _curve_scores(probability, truth, protocol, measures)
-    scalars.update(curve_scalars)
-    ordered = {name: scalars[name] for name in measures}
-    return ImageResult({**ordered, **scalars}, curve_of, has_object=has_object, counts=True)
+
+def _measure_levels(
+    levels: np.ndarray, truth: np.ndarray, protocol: Protocol, measures: tuple[str, ...]
+) -> ImageResult:
+    called = None if truth.any() else levels >= 255 * protocol.binary_threshold
+    counts = called is None or protocol.count_empty
+    return _result(
+        level_sums(levels, truth, protocol, find_needs(measures)) if counts else None, called, protocol, measures
+    )
+
+
+def _result(
+    sums: ImageSums | None, called: np.ndarray | None, protocol: Protocol, measures: tuple[str, ...]
+) -> ImageResult:
+    """The result of an image by its sums, None where it takes no part in the means.
+
+    called: bool [H, W], the pixels called object, where the truth has none.
+    """
+    false_positives = {} if called is None else _false_positives(called)
+    if sums is None:
+        return ImageResult(false_positives, {}, has_object=False, counts=False)
+    scalars, curve_of = image_scores(sums, protocol, measures)
+    return ImageResult(scalars | false_positives, curve_of, has_object=called is None, counts=True)
+
+
+def measure_batch(
+    probabilities: "Tensor",
+    truths: Sequence[np.ndarray],
+    protocol: str | Protocol = "camox",
+    measures: Iterable[str] = ALL_MEASURES,
+) -> list[ImageResult]:
+    """Score maps, float32 [B, h, w] in [0, 1], on the device they are on: what `measure_image` gives, to 1e-6.
+
+    Each map is resized bilinearly to its truth, uint8 [H_i, W_i] in {0, 1}. The values must be in range:
+    `Evaluator.add_batch` sees to that.
+    """
+    from camox.measures.device import batch_sums, resize_on_device, without_object  # nothing else here needs torch
+
+    protocol, measures = get_protocol(protocol), check_measures(measures)
+    maps = [resize_on_device(one, truth.shape) for one, truth in zip(probabilities, truths, strict=True)]
+    called = [without_object(one, truth, protocol) for one, truth in zip(maps, truths, strict=True)]
+    counted = [number for number, pixels in enumerate(called) if pixels is None or protocol.count_empty]
+    sums = batch_sums([maps[n] for n in counted], [truths[n] for n in counted], protocol, find_needs(measures))
+    sums_of = dict(zip(counted, sums, strict=True))
+    return [_result(sums_of.get(number), pixels, protocol, measures) for number, pixels in enumerate(called)]
 
 
 def measure_uint8(
@@ -102,7 +139,12 @@ def measure_uint8(
     for what, array in (("prediction", prediction), ("truth", truth)):
         if array.dtype != np.uint8 or array.ndim != 2:
             raise ValueError(f"a {what} is uint8 [H, W], not {array.dtype} {array.shape}")
-    return measure_image(uint8_probability(prediction), protocol.binarise_truth(truth), protocol, measures)
+    if prediction.shape != truth.shape or prediction.size == 0:
+        raise ValueError(f"prediction {prediction.shape} and truth {truth.shape} differ in shape or are empty")
+    objects = protocol.binarise_truth(truth)
+    if protocol.quantise:
+        return _measure_levels(prediction, objects, protocol, check_measures(measures))
+    return measure_image(uint8_probability(prediction), objects, protocol, measures)
 
 
 def uint8_probability(prediction: np.ndarray) -> np.ndarray:
@@ -123,11 +165,29 @@ def check_probability(probability: np.ndarray) -> None:
     """Raise ValueError unless the map is a non-empty float [H, W] of finite values in [0, 1]."""
     if probability.ndim != 2 or probability.size == 0 or not np.issubdtype(probability.dtype, np.floating):
         raise ValueError(f"a probability map is float [H, W], not {probability.dtype} {probability.shape}")
-    lowest, highest = probability.min(), probability.max()
+    check_range(float(probability.min()), float(probability.max()))
+
+
+def check_range(lowest: float, highest: float) -> None:
+    """Raise ValueError unless a map's least and greatest value are in [0, 1]; both are NaN where one value is."""
     if np.isnan(lowest):
-        raise ValueError(f"the probability map has {np.isnan(probability).sum()} NaN of {probability.size} values")
+        raise ValueError("the probability map has NaN")
     if lowest < 0 or highest > 1:
         raise ValueError(f"the probability map leaves [0, 1]: {lowest} to {highest} (logits in place of them?)")
+
+
+def check_truth(truth: np.ndarray) -> None:
+    """Raise ValueError unless the truth is uint8 or bool [H, W] in {0, 1}."""
+    if truth.dtype not in (np.uint8, np.bool_) or truth.max() > 1:
+        raise ValueError(f"a truth is uint8 or bool with values 0 and 1, not {truth.dtype} up to {truth.max()}")
+
+
+@contextmanager
+def _naming(index: int, name: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"image {index} ({name}): {error}") from error
 
 
 class Evaluator:
@@ -150,13 +210,32 @@ class Evaluator:
         group: label under which it is also summarised, "" for none. Raises ValueError, naming the image,
         for what `measure_image` refuses and for an index that was added before.
         """
-        try:
+        with _naming(index, name):
             check_probability(probability)
             resized = resize_probability(probability, (truth.shape[0], truth.shape[1]))
             result = measure_image(resized, truth, self.protocol, self.measures)
-        except ValueError as error:
-            raise ValueError(f"image {index} ({name}): {error}") from error
         self.extend([Record(index, name, group, result)])
+
+    def add_batch(
+        self,
+        indices: Sequence[int],
+        names: Sequence[str],
+        groups: Sequence[str],
+        probabilities: "Tensor",
+        truths: Sequence[np.ndarray],
+    ) -> None:
+        """`add` for the images of a batch, computed where `probabilities`, float32 [B, h, w], are.
+
+        The results are those of `add` to 1e-6 and do not depend on what else is in the batch.
+        """
+        extremes = probabilities.flatten(1).aminmax(dim=1)
+        ranges = zip(extremes.min.tolist(), extremes.max.tolist(), strict=True)
+        for index, name, truth, (lowest, highest) in zip(indices, names, truths, ranges, strict=True):
+            with _naming(index, name):
+                check_range(lowest, highest)
+                check_truth(truth)
+        results = measure_batch(probabilities, truths, self.protocol, self.measures)
+        self.extend(map(Record, indices, names, groups, results))
 
     @property
     def results(self) -> list[Record]:
@@ -213,13 +292,6 @@ def _mean(values: list[float]) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def _stretch(probability: np.ndarray) -> np.ndarray:
-    lowest, highest = probability.min(), probability.max()
-    if lowest == highest:
-        return probability
-    return (probability - lowest) / (highest - lowest)
-
-
 def _false_positives(predicted: np.ndarray) -> dict[str, float]:
     _, _, components, _ = cv2.connectedComponentsWithStats(predicted.astype(np.uint8), connectivity=8)
     largest = components[1:, cv2.CC_STAT_AREA].max(initial=0)  # component 0 is the background
@@ -227,36 +299,3 @@ def _false_positives(predicted: np.ndarray) -> dict[str, float]:
         "false_positive_area": float(predicted.mean()),
         "false_positive": float(largest > FALSE_POSITIVE_SHARE * predicted.size),
     }
-
-
-def _structure_scores(
-    probability: np.ndarray, truth: np.ndarray, protocol: Protocol, measures: Sequence[str]
-) -> dict[str, float]:
-    exact = protocol.formulas == "exact"
-    functions = {
-        "s_measure": structure.exact_s_measure if exact else structure.reference_s_measure,
-        "f_weighted": structure.exact_weighted_f if exact else structure.reference_weighted_f,
-    }
-    requested = [name for name in functions if name in measures]
-    if not requested:
-        return {}
-    probability = probability.astype(np.float64)
-    return {name: functions[name](probability, truth) for name in requested}
-
-
-def _curve_scores(
-    probability: np.ndarray, truth: np.ndarray, protocol: Protocol, measures: Sequence[str]
-) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    wanted = [family for family in CURVE_FAMILIES if f"{family}_max" in measures or f"{family}_mean" in measures]
-    adaptive = [family for family in CURVE_FAMILIES if f"{family}_adaptive" in measures]
-    if not wanted and not adaptive:
-        return {}, {}
-    if protocol.formulas == "exact":
-        curve_of, adaptive_of = curves.exact_scores(probability, truth, wanted, adaptive)
-    else:
-        curve_of, adaptive_of = curves.reference_scores(probability.astype(np.float64), truth, wanted, adaptive)
-    scalars = {f"{family}_adaptive": value for family, value in adaptive_of.items()}
-    for family, curve in curve_of.items():
-        scalars[f"{family}_max"] = float(curve.max())
-        scalars[f"{family}_mean"] = float(curve.mean())
-    return curve_of, {name: value for name, value in scalars.items() if name in measures}

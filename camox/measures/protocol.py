@@ -6,7 +6,7 @@ each move published measures by up to 0.26, so no number is reported without `Pr
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
 import numpy as np
@@ -35,6 +35,9 @@ ALL_MEASURES = (
 )
 """Every measure by its reported name, in the order of tables."""
 
+REFERENCE = "pysodmetrics 1.6.2"
+"""What the formulas "pysodmetrics" equal to 1e-6."""
+
 FALSE_POSITIVE_SHARE = 0.001
 """A predicted object is a false positive when it covers more than this share of an image without object."""
 
@@ -58,7 +61,7 @@ class Protocol:
 
     name: str
     formulas: Literal["pysodmetrics", "exact"]
-    """"pysodmetrics": the library's own numbers, its epsilons and edge cases included. "exact": the same
+    """"pysodmetrics": that library's own numbers, its epsilons and edge cases included. "exact": the same
     definitions without epsilons and without the threshold 0, so that a perfect map scores exactly 1, an empty
     one never scores as if it had been full, and nothing is NaN."""
     min_max: bool
@@ -76,11 +79,12 @@ class Protocol:
     """`iou`, `dice` and false positives call a pixel object from this probability on."""
 
     def as_dict(self) -> dict[str, object]:
-        """All choices, with the metric library and its version, as JSON values to store with a result."""
+        """All choices, as JSON values to store with a result, with the version that computes and what it equals."""
         return {
             **asdict(self),
             **_FORMULAS[self.formulas],
-            "library": f"pysodmetrics {version('pysodmetrics')}",
+            "library": f"camox {_version()}",
+            "reference": REFERENCE,
             "resize": "bilinear, probability map to the size of the ground truth",
             "f_beta_squared": 0.3,
             "max": "maximum of the mean curve of the dataset",
@@ -91,6 +95,13 @@ class Protocol:
         """Turn a uint8 ground truth [H, W] of any levels into uint8 [H, W] in {0, 1}."""
         labels = self.label_masks and truth.max(initial=0) <= self.truth_threshold
         return (truth > (0 if labels else self.truth_threshold)).astype(np.uint8)
+
+
+def _version() -> str:
+    try:
+        return version("camox")
+    except PackageNotFoundError:  # run from its folder, without having been installed
+        return "of unknown version"
 
 
 CAMOX = Protocol("camox", "exact", min_max=False, quantise=False, count_empty=False, label_masks=True)

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 from PIL import Image
 
 from camox.errors import DataError
+from camox.measures.breakdown import DatasetScores, set_apart, summarise
 from camox.measures.evaluator import (
     Evaluator,
     Record,
@@ -27,20 +27,19 @@ _NAMES_SHOWN = 5
 
 
 @dataclass(frozen=True)
-class FolderScores:
-    """What `score_folder` found: `Evaluator.summary`, a record per image, and what a user should know.
+class FolderScores(DatasetScores):
+    """What a folder of maps scored, and what a user should know.
 
     notices: one sentence each, such as predictions without a ground truth; to be shown, not to be acted on.
     """
 
-    summary: dict[str, Any]
-    results: list[Record]
-    notices: tuple[str, ...]
+    notices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class _Scored:
     record: Record
+    object_share: float
     resized: bool
     only_labels: bool
 
@@ -50,12 +49,14 @@ def score_folder(
     truth_folder: str | Path,
     protocol: str | Protocol = "camox",
     workers: int = 1,
-    group_of: Callable[[str], str] | None = None,
+    group_of: Callable[[str], str] = lambda name: "",
+    stands_apart: Callable[[str], bool] = lambda name: False,
 ) -> FolderScores:
     """Score every ground truth of a folder against the prediction of the same stem.
 
     Maps are greyscale images, 0 … 255. `workers` processes share the images; the numbers do not depend on
-    how many. `group_of` gives a name's group, "" for none. A map of another size than its truth is resized
+    how many. `group_of` gives a name's group, "" for none; images that `stands_apart` tells by their names take part in
+    no mean, whatever the protocol. A map of another size than its truth is resized
     bilinearly, and the number of such maps is a notice; the protocol "pysod" refuses them, as the reference
     does. Raises DataError for a missing or empty folder, two files with one stem, a truth without a
     prediction, a file that cannot be read, and sizes that the protocol refuses.
@@ -72,11 +73,12 @@ def score_folder(
     if protocol.formulas == "pysodmetrics":
         _refuse_other_sizes([(predictions[name], truths[name]) for name in names])
 
-    group_of = group_of or (lambda name: "")
     jobs = [(i, name, group_of(name), predictions[name], truths[name]) for i, name in enumerate(names)]
     scored = _score_all(jobs, protocol, workers)
     evaluator = Evaluator(protocol)
     evaluator.extend(one.record for one in scored)
+    apart = [name for name in names if stands_apart(name)]
+    evaluator = set_apart(evaluator, apart)
     extra = sorted(predictions.keys() - truths.keys())
     resized = [one.record.name for one in scored if one.resized]
     dark = [one.record.name for one in scored if one.only_labels]
@@ -84,6 +86,7 @@ def score_folder(
         f"{len(affected)} {sentence}: {_shown(affected)}"
         for affected, sentence in (
             (extra, "predictions have no ground truth and were left out"),
+            (apart, "images are non-camouflaged by their names and in no mean"),
             (resized, "predictions were resized to the size of their ground truth"),
             (
                 dark,
@@ -93,7 +96,8 @@ def score_folder(
         )
         if affected
     ]
-    return FolderScores(evaluator.summary(), evaluator.results, tuple(notices))
+    shares = {one.record.index: one.object_share for one in scored}
+    return FolderScores(**vars(summarise(evaluator, shares)), notices=tuple(notices))
 
 
 def read_grey(path: Path, as_labels: bool = False) -> np.ndarray:
@@ -171,6 +175,7 @@ def _score_pair(job: _Job, protocol: Protocol) -> _Scored:
     probability = resize_probability(prediction, (truth.shape[0], truth.shape[1]))
     return _Scored(
         Record(index, name, group, measure_image(probability, truth, protocol)),
+        object_share=float(truth.mean()),
         resized=probability.shape != prediction.shape,
         only_labels=bool(0 < levels.max() <= protocol.truth_threshold),
     )

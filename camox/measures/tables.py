@@ -1,4 +1,4 @@
-"""Scores become files: measures.json and per_image.csv for programs, table.md and table.tex for papers.
+"""Scores become files: measures.json, per_image.csv and curves.csv for programs, table.md and table.tex for papers.
 
 Every file is written beside its place and then renamed, so that a reader never sees half of one.
 """
@@ -8,53 +8,47 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from camox.measures.evaluator import Record
+from camox.measures.breakdown import OBJECT_SIZES, DatasetScores
 from camox.measures.protocol import ALL_MEASURES
+from camox.measures.published import MEASURES as PUBLISHED_MEASURES
+from camox.measures.published import published_on, warning
+from camox.measures.rendering import MEASURES, TextTable, latex, markdown
 
-Datasets = Mapping[str, tuple[Mapping[str, Any], Iterable[Record]]]
-"""By dataset: its summary (`Evaluator.summary`) and a record per image."""
-
-_TITLES = {
-    "s_measure": ("S", "$S_\\alpha$"),
-    "f_weighted": ("wF", "$F_\\beta^w$"),
-    "f_max": ("F max", "$F_\\beta^{\\max}$"),
-    "f_mean": ("F mean", "$F_\\beta^{\\mathrm{mean}}$"),
-    "f_adaptive": ("F adp", "$F_\\beta^{\\mathrm{adp}}$"),
-    "e_max": ("E max", "$E_\\phi^{\\max}$"),
-    "e_mean": ("E mean", "$E_\\phi^{\\mathrm{mean}}$"),
-    "e_adaptive": ("E adp", "$E_\\phi^{\\mathrm{adp}}$"),
-    "mae": ("MAE", "$M$"),
-    "iou": ("IoU", "IoU"),
-    "dice": ("Dice", "Dice"),
-}
-"""Columns of the tables for people; the other measures are in measures.json."""
+Datasets = Mapping[str, DatasetScores]
 
 _EMPTY_COLUMNS = ("false_positive_area", "false_positive")
 
 
 def write_scores(folder: str | Path, datasets: Datasets, protocol: Mapping[str, object]) -> None:
-    """Write measures.json, per_image.csv, table.md and table.tex into a folder, made where it does not exist.
+    """Write measures.json, per_image.csv, curves.csv, table.md and table.tex into a folder, made if it does not exist.
 
-    `protocol` is `Protocol.as_dict()`. measures.json holds `{"protocol", "datasets": {name: summary}}`; a
-    value that is undefined is null there and an empty cell elsewhere. Numbers in the JSON and CSV files
-    read back to the last bit. Raises OSError where the folder cannot be written.
+    `protocol` is `Protocol.as_dict()` with whatever else the scores depend on. measures.json holds `{"protocol",
+    "datasets": {name: summary}}`; a value that is undefined is null there and an empty cell elsewhere. Numbers in the
+    JSON and CSV files read back to the last bit. Raises OSError where the folder cannot be written.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    summaries = {name: summary for name, (summary, _) in datasets.items()}
-    document = _finite({"protocol": dict(protocol), "datasets": summaries})
-    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
-    _write(folder / "measures.json", text + "\n")
-    _write(folder / "per_image.csv", _per_image_csv(datasets))
-    _write(folder / "table.md", _markdown(summaries, str(protocol["name"])))
-    _write(folder / "table.tex", _latex(summaries, str(protocol["name"])))
+    document = {"protocol": dict(protocol), "datasets": {name: scores.summary for name, scores in datasets.items()}}
+    write_json(folder / "measures.json", document)
+    write_text(folder / "per_image.csv", _per_image_csv(datasets))
+    write_text(folder / "curves.csv", _curves_csv(datasets))
+    tables, notes = score_tables(datasets), protocol_notes(protocol)
+    write_text(folder / "table.md", markdown(tables, notes))
+    write_text(folder / "table.tex", latex(tables, notes))
 
 
-def _write(path: Path, text: str) -> None:
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a document whose undefined numbers become null."""
+    text = json.dumps(finite(document), indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8", newline="")
@@ -63,85 +57,136 @@ def _write(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _finite(value: Any) -> Any:
-    # JSON has no NaN; Python's writer would invent one.
+def finite(value: Any) -> Any:
+    """The same with None for numbers that are not finite: JSON has no NaN, and Python's writer would invent one."""
     if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
 
 
-def _per_image_csv(datasets: Datasets) -> str:
-    rows = [(dataset, record) for dataset, (_, records) in datasets.items() for record in records]
-    found = {name for _, record in rows for name in record.result.scalars}
-    columns = [name for name in (*ALL_MEASURES, *_EMPTY_COLUMNS) if name in found]
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["dataset", "name", "group", *columns])
-    for dataset, record in rows:
-        values = (_finite(record.result.scalars.get(column)) for column in columns)
-        cells = ("" if value is None else repr(float(value)) for value in values)
-        writer.writerow([dataset, record.name, record.group, *cells])
-    return text.getvalue()
-
-
-def _rows(summaries: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Measures to show, and a row of cells per dataset followed by one per group of it."""
-    measures = [name for name in _TITLES if any(name in summary for summary in summaries.values())]
-    rows = []
-    for dataset, summary in summaries.items():
-        parts = {dataset: summary} | {f"{dataset} / {group}": of for group, of in summary["groups"].items()}
-        for label, part in parts.items():
-            rows.append([label, str(part["count"]), *(_cell(part.get(name)) for name in measures)])
-    return measures, rows
-
-
-def _cell(value: float | None) -> str:
+def cell(value: float | None) -> str:
+    """A score in a table."""
     return "–" if value is None or not math.isfinite(value) else f"{value:.4f}"
 
 
-def _empty_sentence(dataset: str, empty: Mapping[str, Any]) -> str:
-    return (
-        f"{dataset}: {empty['count']} images without an object, false-positive area "
-        f"{_cell(empty['false_positive_area'])}, false-positive rate {_cell(empty['false_positive_rate'])}."
-    )
+def cell_with_interval(value: float | None, interval: Sequence[float] | None) -> str:
+    """A score with its interval in brackets."""
+    return cell(value) + (f" [{interval[0]:.4f}, {interval[1]:.4f}]" if interval else "")
 
 
-def _empty_sentences(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    with_empty = {name: summary["empty"] for name, summary in summaries.items() if summary["empty"]["count"]}
-    return [_empty_sentence(name, empty) for name, empty in with_empty.items()]
-
-
-def _markdown(summaries: Mapping[str, Mapping[str, Any]], protocol: str) -> str:
-    measures, rows = _rows(summaries)
-    header = ["dataset", "images", *(_TITLES[name][0] for name in measures)]
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1)]
-    lines += [[row[0].replace("|", "\\|"), *row[1:]] for row in rows]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return "\n\n".join([table, *_empty_sentences(summaries), f"Protocol: {protocol}."]) + "\n"
-
-
-def _latex(summaries: Mapping[str, Mapping[str, Any]], protocol: str) -> str:
-    measures, rows = _rows(summaries)
-    header = ["dataset", "images", *(_TITLES[name][1] for name in measures)]
-    lines = [
-        f"% protocol: {protocol}; needs the package booktabs",
-        *(f"% {sentence}" for sentence in _empty_sentences(summaries)),
-        f"\\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
-        "\\toprule",
-        " & ".join(header) + " \\\\",
-        "\\midrule",
-        *(" & ".join(_latex_text(cell) for cell in row) + " \\\\" for row in rows),
-        "\\bottomrule",
-        "\\end{tabular}",
+def score_tables(datasets: Datasets) -> list[TextTable]:
+    """Every table for people: scores, intervals, object sizes, images without an object, published numbers."""
+    summaries = {name: scores.summary for name, scores in datasets.items()}
+    measures = [name for name in MEASURES if any(name in summary for summary in summaries.values())]
+    header = ["dataset", "images", *measures]
+    parts = [
+        TextTable("Scores", header, list(_rows(summaries, "groups", measures))),
+        _interval_table(summaries, measures),
+        TextTable(
+            "Scores by object size",
+            header,
+            list(_rows(summaries, "sizes", measures)),
+            ["Sizes: " + ", ".join(f"{size} {share}" for size, share in OBJECT_SIZES.items()) + " of the image."],
+        ),
+        _empty_table(summaries),
+        *(table for name, of in summaries.items() for table in published_table(name, {"this result": of})),
     ]
-    return "\n".join(lines) + "\n"
+    return [table for table in parts if table.rows]
 
 
-def _latex_text(text: str) -> str:
-    escapes = {character: f"\\{character}" for character in "&%$#_{}"}
-    escapes |= {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "–": "--"}
-    return "".join(escapes.get(character, character) for character in text)
+def protocol_notes(protocol: Mapping[str, Any]) -> list[str]:
+    """What no table of scores may be without: the protocol, the checkpoint, and what it was selected on."""
+    notes = [f"Protocol: {protocol['name']}."]
+    if "selected_on" in protocol:
+        selected = protocol["selected_on"]
+        notes.append(f"Checkpoint: {protocol['checkpoint']}, step {protocol['step']}, {protocol['weights']} weights.")
+        notes.append(f"Selected on: {selected['data']}, by {selected['monitor']}.")
+    return notes
+
+
+def _rows(summaries: Mapping[str, Mapping[str, Any]], parts: str, measures: Sequence[str]) -> Iterator[list[str]]:
+    """A row of cells per dataset, unless its parts alone are asked for, and one for each part of it."""
+    for dataset, summary in summaries.items():
+        of_parts = {f"{dataset} / {part}": of for part, of in summary[parts].items()}
+        if parts == "groups":
+            of_parts = {dataset: summary, **of_parts}
+        elif not any(of["count"] for of in of_parts.values()):
+            continue
+        for label, of in of_parts.items():
+            yield [label, str(of["count"]), *(cell(of.get(name)) for name in measures)]
+
+
+def _interval_table(summaries: Mapping[str, Mapping[str, Any]], measures: Sequence[str]) -> TextTable:
+    """A row per measure: with a column of brackets each, one per dataset would fit no page."""
+    shown = {name: summary for name, summary in summaries.items() if any(summary["intervals"].values())}
+    rows = [
+        [name, *(cell_with_interval(of.get(name), of["intervals"].get(name)) for of in shown.values())]
+        for name in measures
+        if shown
+    ]
+    note = "Bootstrap over the images of a dataset; the chance of training is not in it."
+    return TextTable("95 % intervals", ["measure", *shown], rows, [note])
+
+
+def _empty_table(summaries: Mapping[str, Mapping[str, Any]]) -> TextTable:
+    rows = []
+    for dataset, summary in summaries.items():
+        empty = summary["empty"]
+        if empty["count"]:
+            values = [
+                cell_with_interval(empty[name], empty["intervals"][name])
+                for name in ("false_positive_area", "false_positive_rate")
+            ]
+            rows.append([dataset, str(empty["count"]), *values])
+    note = "Area: mean share of the image called object. Rate: share of images with an object seen where none is."
+    header = ["dataset", "images", "false-positive area", "false-positive rate"]
+    return TextTable("Images without an object", header, rows, [note])
+
+
+def published_table(dataset: str, ours: Mapping[str, Mapping[str, Any]]) -> Iterator[TextTable]:
+    """Our summaries by name above what is published on the dataset, if anything is."""
+    methods = published_on(dataset)
+    if not methods:
+        return
+    rows = [
+        [name, "", "", *(_as_published(summary.get(measure)) for measure in PUBLISHED_MEASURES)]
+        for name, summary in ours.items()
+    ]
+    rows += [[one.method, one.backbone, one.source, *map(_as_published, one.scores)] for one in methods]
+    header = ["method", "backbone, size", "source", *PUBLISHED_MEASURES]
+    yield TextTable(f"{dataset}: beside published numbers", header, rows, [warning()], 3)
+
+
+def _as_published(value: float | None) -> str:
+    return "–" if value is None or not math.isfinite(value) else f"{value:.3f}"
+
+
+def _per_image_csv(datasets: Datasets) -> str:
+    found = {name for scores in datasets.values() for record in scores.records for name in record.result.scalars}
+    columns = [name for name in (*ALL_MEASURES, *_EMPTY_COLUMNS) if name in found]
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["dataset", "name", "group", "object_share", *columns])
+    for dataset, scores in datasets.items():
+        for record, share in zip(scores.records, scores.object_shares, strict=True):
+            values = (finite(record.result.scalars.get(column)) for column in columns)
+            cells = ("" if value is None else repr(float(value)) for value in values)
+            writer.writerow([dataset, record.name, record.group, repr(float(share)), *cells])
+    return text.getvalue()
+
+
+def _curves_csv(datasets: Datasets) -> str:
+    curves = {dataset: scores.curves() for dataset, scores in datasets.items()}
+    columns = list(dict.fromkeys(name for of in curves.values() for name in of))
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["dataset", "threshold", *columns])
+    for dataset, of in curves.items():
+        for index, threshold in enumerate(datasets[dataset].thresholds() if of else ()):
+            cells = (repr(float(of[name][index])) if name in of else "" for name in columns)
+            writer.writerow([dataset, repr(float(threshold)), *cells])
+    return text.getvalue()

@@ -4,6 +4,7 @@ On a terminal: colour, one live line while training. Elsewhere (a log file, a pi
 interval and per validation, without control characters. Names of files and classes are never read as markup.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -55,7 +56,7 @@ class Console:
         width: int | None = None,
     ):
         def console(stderr: bool) -> RichConsole:
-            return RichConsole(
+            return _Steadfast(
                 file=stream,
                 stderr=stderr,
                 force_terminal=terminal,
@@ -143,13 +144,16 @@ class Console:
         """Show the measures of raw and EMA weights side by side, and each group's IoU if there are several.
 
         Args:
-            raw: Measures by name, as `Evaluator.summary()` gives them; "groups" holds the same per group.
+            raw: Measures by name, as `Evaluator.summary()` gives them; "groups" holds the same per group, and
+                "selected_on_test" says that these are test images.
             ema: The same for the EMA weights, where there are any.
             epoch: Finished epochs, as people count them.
             step: Optimizer steps taken.
             label: What was validated on.
         """
         names = [name for name in _HEADINGS if name in raw]
+        if raw.get("selected_on_test"):
+            label = f"{label} on test images"
         title = f"{label}: epoch {epoch}, step {step}"
         if not self._out.is_terminal:
             self._plain_line(f"{title} |", "raw", _scores(raw, names))
@@ -221,6 +225,17 @@ class Console:
         # While the live line is shown, printing to the same terminal by another way would tear it.
         console = self._out if self._live and self._err.is_terminal else self._err
         console.print(Text(prefix, style=style).append(text, style="not bold default"), soft_wrap=True)
+
+
+class _Steadfast(RichConsole):
+    """Goes on in silence where nobody reads any more, as after `| head`: a run must not end for that."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        # Or the interpreter fails at its end, when it writes out what is left.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.file.fileno())
+        os.close(nowhere)
 
 
 class TrainingProgress:

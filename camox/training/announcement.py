@@ -10,6 +10,7 @@ from camox.data.samples import Source
 from camox.data.sources import Subset
 from camox.experiment import Experiment
 from camox.experiment.schema import MixtureOfExperts
+from camox.inference.selection import selected_on, selection_warnings
 from camox.models.camoxpert import CamoXpert
 from camox.tracking.console import Console, counted
 from camox.training.processes import precision_name, precision_notices
@@ -28,7 +29,8 @@ def announce(
     """Prints warnings first, then data, model, phases, effective batch, device and place of the run."""
     # A held-out part has the notices of the data it was taken from.
     notices = dict.fromkeys([*train.notices, *held_out.notices])
-    for text in [*notices, *experiment.warnings, *precision_notices(experiment, accelerator)]:
+    selection = selection_warnings(experiment)
+    for text in [*notices, *experiment.warnings, *selection, *precision_notices(experiment, accelerator)]:
         console.warning(text)
     for text in dict.fromkeys([*train.remarks, *held_out.remarks]):
         console.notice(text)
@@ -40,6 +42,7 @@ def announce(
     parameters = sum(parameter.numel() for parameter in network.parameters()) / 1e6
     rows: list[tuple[str, object]] = [
         ("data", f"{len(train)} training, {len(held_out)} held out ({train.label})"),
+        ("selected on", selected_on(experiment)),
         ("model", f"{experiment.model.backbone}, {parameters:.1f} M parameters"),
         ("experts", describe_experts(experiment.model.moe)),
         ("phases", ", ".join(f"{p.name} {counted(p.epochs, 'epoch')}" for p in phases)),
@@ -79,12 +82,13 @@ def _chosen(moe: MixtureOfExperts) -> str:
     return f"top {moe.top_k} of {names}"
 
 
-def say_done(console: Console, run: Path, monitor: str, best: Mapping[str, Any]) -> None:
+def say_done(console: Console, run: Path, experiment: Experiment, best: Mapping[str, Any]) -> None:
     """Prints where everything is, how good the best checkpoint is, and what to do with it."""
     rows: list[tuple[str, object]] = [("run folder", run)]
     if best:
         score = f"{best['score']:.4f} at epoch {best['epoch']}, {best['weights']} weights"
-        rows.append((f"best {monitor}", score))
+        rows.append((f"best {experiment.checkpoints.monitor}", score))
+        rows.append(("selected on", selected_on(experiment)))
         rows.append(("best checkpoint", run / "checkpoints" / f"epoch_{best['epoch']:04d}"))
     rows.append(("inspect it", f"camox inspect {run}"))
     rows.append(("predict with it", f"camox predict {run} IMAGES --out DIR"))

@@ -14,6 +14,7 @@ from camox.data.sources import Subset, open_sources, open_training_sources
 from camox.errors import CheckpointError
 from camox.experiment import Experiment
 from camox.inference.loaded_model import load_model
+from camox.inference.selection import require_declared_selection
 from camox.losses.composite import SegmentationObjective
 from camox.models.balance import RoutingObjective
 from camox.models.camoxpert import CamoXpert
@@ -36,7 +37,9 @@ def open_data(experiment: Experiment) -> tuple[Source | Subset, Source | Subset]
 
     Raises:
         DataError: a source is missing, empty or not what its layout says.
+        ExperimentError: checkpoints would be selected on test images, and the experiment does not say that they may.
     """
+    require_declared_selection(experiment)
     data = experiment.data
     return open_training_sources(
         [source.plain() for source in data.train],
@@ -129,11 +132,14 @@ def build_validator(
 ) -> Validator:
     """Scores networks on held-out samples. `beat` is told of each batch, and `heed` called
     after each that all processes have: it may end the validation by raising `Interrupted` on all of them."""
-    data, measures = experiment.data, experiment.validation.measures
+    data, settings = experiment.data, experiment.validation
     samples = EvalSet(held_out, data.image_size)
     # Not the step's own: recovery may leave out a part of that, and losses would no longer compare.
     objective = SegmentationObjective(experiment.loss.plain())
-    return Validator(step.accelerator, samples, objective, measures, data.batch_size, data.workers, beat, heed)
+    on_test = bool(data.val) and settings.select_on_test
+    return Validator(
+        step.accelerator, samples, objective, settings.measures, data.batch_size, data.workers, beat, heed, on_test
+    )
 
 
 def build_saver(experiment: Experiment, step: TrainingStep, folder: RunFolder, reporter: Reporter) -> Saver:

@@ -5,6 +5,7 @@ import torch
 from camox.data.loading import TrainSet
 from camox.data.sources import open_sources, open_training_sources
 from camox.experiment import Experiment
+from camox.inference.selection import require_declared_selection, selection_warnings
 from camox.models.backbone import pretrained_source
 from camox.models.camoxpert import CamoXpert
 from camox.tracking.console import Console, counted
@@ -45,6 +46,9 @@ def check(experiment: Experiment) -> None:
     console.notice(f"experts: {describe_experts(model.moe)}")
 
     data, settings = experiment.data, experiment.experiment
+    require_declared_selection(experiment)
+    for warning in selection_warnings(experiment):
+        console.warning(warning)
     train, held_out = open_training_sources(
         [source.plain() for source in data.train],
         [source.plain() for source in data.val],

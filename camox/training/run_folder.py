@@ -86,17 +86,21 @@ class RunFolder:
         metrics = self.path / "metrics.jsonl"
         return bool(list_checkpoints(self.path)) or (metrics.exists() and metrics.stat().st_size > 0)
 
-    def last_sound(self, step: int, or_first: bool = False) -> Path | None:
-        """The newest checkpoint that is intact, finite and from step `step` or before, None where there is none.
+    def last_sound(self, step: int, or_first: bool = False) -> tuple[Path | None, list[str]]:
+        """The newest checkpoint that is intact, finite and from step `step` or before, None where there is none; and
+        what is wrong with each that was passed over.
 
         Args:
             or_first: whether to take the oldest of all that are intact and finite instead of none.
         """
         ours = list_checkpoints(self.path)
         before = [checkpoint for checkpoint in ours if read_manifest(checkpoint).step <= step]
-        # Some may have been damaged since they were written: `camox inspect` says how.
-        candidates = [*reversed(before), *(ours[len(before) :] if or_first else ())]
-        return next((checkpoint for checkpoint in candidates if find_trouble(checkpoint) is None), None)
+        passed_over: list[str] = []
+        for checkpoint in [*reversed(before), *(ours[len(before) :] if or_first else ())]:
+            if (trouble := find_trouble(checkpoint)) is None:
+                return checkpoint, passed_over
+            passed_over.append(f"{checkpoint} is damaged: {trouble}. It is passed over")
+        return None, passed_over
 
     def note_recovery(self, books: Mapping[str, Any]) -> None:
         """Keeps what recovery has done: a kill before the next checkpoint must not make it forget."""

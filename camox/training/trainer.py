@@ -21,6 +21,7 @@ from camox.stability.guards import Finding, Proposal
 from camox.stability.recovery import RollBack, remedy
 from camox.tracking.console import TrainingProgress
 from camox.tracking.events import Severity
+from camox.training.adjusting import apply_adjustments
 from camox.training.announcement import announce, say_done
 from camox.training.building import (
     build_network,
@@ -329,7 +330,9 @@ class Trainer:
         with suppress(CheckpointError):  # what is being written now is not wanted any more
             self.saver.settle(wait=True)
         sound, start = finding.sound_until, self.beginning is None  # of a resumed run nobody has the beginning
-        source = once(self.accelerator, lambda: self.folder.last_sound(sound, or_first=start))
+        source, damaged = once(self.accelerator, lambda: self.folder.last_sound(sound, or_first=start))
+        for message in damaged:
+            self._event("damaged_checkpoint", message)
         of_ranks = gather_object([self.watch.suspects()])
         suspects = set[int]().union(*(bad for bad, _ in of_ranks)).difference(*(good for _, good in of_ranks))
         changes = self.recovery.roll_back(at.step, suspects, len(self.train_source))
@@ -346,21 +349,15 @@ class Trainer:
         self.at.step, self.at.attempt = at.step, at.attempt + 1
         once(self.accelerator, lambda: self.folder.note_recovery(books))
         where = "the beginning" if source is None else str(source)
-        message = f"rolled back to {where} because {finding.message}: {changes}"
-        self._event("rollback", message, details={"because": finding.kind, "to": where, **books})
+        details = {"because": finding.kind, "to": where, **books}
+        self._event("rollback", f"rolled back to {where} because {finding.message}: {changes}", details=details)
         self._adjust()
         self.training_step.restart()
         self.phase = None  # its loader has another order, and may have fewer samples
 
     def _adjust(self) -> None:
-        """Makes what recovery has changed hold in the parts that the controls of a step do not reach."""
-        adjustments, moe = self.recovery.adjustments, self.experiment.model.moe
-        for stride in self.network.scales if self.network.learns_routing and moe.balance.kind == "band" else ():
-            self.network.balance(stride).bias_rate = moe.balance.bias_rate * adjustments.bias_rate
-        if adjustments.noise_from is not None:
-            self.network.set_routing_noise(max(1.0, moe.router.noise))
-        if not adjustments.deep_supervision:
-            self.training_step.objective.leave_out_deep()
+        objective = self.training_step.objective
+        apply_adjustments(self.recovery.adjustments, self.network, objective, self.experiment.model.moe)
 
     # ---- validation and checkpoints
 
@@ -425,11 +422,11 @@ class Trainer:
             accumulate = phase_of(min(self.at.epoch, self.experiment.epochs - 1), self.phases).accumulate
             self.at.batch = batch_on_other_ranks(self.at.batch, accumulate, written, ranks)
             self.console.warning(other_ranks_notice(written, ranks))
-        if path not in list_checkpoints(self.folder.path):
-            self.saver.best = {}  # of another folder: there is nothing here yet to be better than
-        best = f"epoch_{self.saver.best['epoch']:04d}" if self.saver.best else None
         if path in list_checkpoints(self.folder.path):
             self._recall()
+        else:
+            self.saver.best = {}  # of another folder: there is nothing here yet to be better than
+        best = f"epoch_{self.saver.best['epoch']:04d}" if self.saver.best else None
         self._adjust()
         once(self.accelerator, lambda: self.folder.go_on_from(path, best))
 
@@ -452,7 +449,7 @@ class Trainer:
                 evaluate(run, batch_size=data.batch_size, workers=data.workers, device=self.accelerator.device)
             except DataError as error:  # training is done and safe
                 self._event("evaluation", f"the test data could not be scored: {error}")
-        say_done(self.console, run, self.experiment.checkpoints.monitor, self.saver.best)
+        say_done(self.console, run, self.experiment, self.saver.best)
 
     def _close(self, error: BaseException | None) -> None:
         code, reason = outcome(error, self.accelerator.process_index)

@@ -24,7 +24,8 @@ class Validated(NamedTuple):
     """What a validation tells."""
 
     summary: dict[str, Any]
-    """The evaluator's, with the mean loss per image under "loss"."""
+    """The evaluator's, with the mean loss per image under "loss", and "selected_on_test" where the samples are test
+    images that checkpoints are selected on."""
 
     routed: dict[int, RoutedImages]
     """Stride → what that scale's router decided for every image; empty where it was not asked for."""
@@ -37,7 +38,7 @@ class Validator:
     """Scores a network on held-out samples.
 
     Ranks take every n-th sample without padding, so no image counts twice, and results are gathered per image:
-    the summary does not depend on the number of ranks or the batch size.
+    the summary does not depend on the number of ranks or the batch size. `on_test` says that they are test images.
     """
 
     def __init__(
@@ -50,12 +51,14 @@ class Validator:
         workers: int,
         beat: Callable[[str], None] = lambda activity: None,
         heed: Callable[[], None] = lambda: None,
+        on_test: bool = False,
     ):
         self.accelerator = accelerator
         self.objective = objective
         self.measures = measures
         self.beat = beat
         self.heed = heed
+        self.on_test = on_test
         # Batches that every process has: as often can all of them meet.
         self._meetings = -(-(len(dataset) // accelerator.num_processes) // batch_size)
         shard = range(accelerator.process_index, len(dataset), accelerator.num_processes)
@@ -111,6 +114,8 @@ class Validator:
         weighted = sorted(entry for _, of_rank, _ in everything for entry in of_rank)
         images = sum(count for *_, count in weighted)
         summary = {**whole.summary(), "loss": sum(loss * count for _, loss, count in weighted) / images}
+        if self.on_test:  # among the scores, so that wherever these go the label goes with them
+            summary["selected_on_test"] = 1.0
         batches = [of_batch for *_, of_rank in everything for of_batch in of_rank]
         strides = network.scales if routing else ()
         routed_by = {stride: RoutedImages.joined([of_batch[stride] for of_batch in batches]) for stride in strides}

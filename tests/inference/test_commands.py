@@ -57,7 +57,7 @@ def test_evaluate_writes_scores(camox, run_folder, pairs, tmp_path):
     ("arguments", "message"),
     [
         (("evaluate", "{run}/nowhere"), "no such folder"),
-        (("evaluate", "{run}", "--data", "X={run}/nowhere"), "no such folder"),
+        (("evaluate", "{run}", "--data", "X={run}/nowhere"), "no folder"),
         (("evaluate", "{run}", "--data", "nonsense"), "NAME=PATH"),
         (("evaluate", "{run}", "--data", "X=a", "--data", "X=b"), "twice"),
         (("evaluate", "{run}", "--weights", "best"), "--weights"),

@@ -170,7 +170,7 @@ def test_files_are_written_into_the_runs_folder(run_evaluate, run_folder, read_s
     document, printed = run_evaluate()
     folder = run_folder / "evaluation"
     names = {path.name for path in folder.iterdir()}
-    assert names == {"measures.json", "per_image.csv", "table.md", "table.tex"}
+    assert names == {"measures.json", "per_image.csv", "curves.csv", "curves.png", "table.md", "table.tex"}
     assert read_scores(folder) == document
     assert str(folder) in printed
 

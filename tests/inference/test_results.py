@@ -5,6 +5,7 @@ import pytest
 
 from camox.errors import DataError
 from camox.inference.results import report
+from camox.measures.breakdown import summarise
 from camox.measures.evaluator import Evaluator
 from camox.tracking.console import Console
 
@@ -19,7 +20,8 @@ def datasets():
     truth = truth.copy()
     truth[2:5, 2:5] = 1
     evaluator.add(1, "perfect", "", truth.astype(float), truth)
-    return {NAME: (evaluator.summary(), evaluator.results), "other": (evaluator.summary(), evaluator.results)}
+    scores = summarise(evaluator, {0: 0.0, 1: 9 / 64})
+    return {NAME: scores, "other": scores}
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])
@@ -38,7 +40,7 @@ def test_images_without_an_object_are_told_apart(datasets):
 
 def test_the_document_is_returned(datasets):
     document = report(datasets, {"name": "camox"}, None, Console(active=False))
-    assert document["protocol"] == {"name": "camox"}
+    assert document["protocol"]["name"] == "camox"
     assert document["datasets"][NAME]["s_measure"] == 1
 
 

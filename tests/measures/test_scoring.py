@@ -34,7 +34,7 @@ def folders(tmp_path):
 @pytest.mark.parametrize("protocol", ["camox", "pysod"])
 def test_scores_are_those_of_the_arrays(folders, protocol):
     scores = score_folder(folders[0], folders[1], protocol=protocol)
-    by_name = {record.name: record.result.scalars for record in scores.results}
+    by_name = {record.name: record.result.scalars for record in scores.records}
     assert by_name.keys() == {"a", "b", "c with space", "海", "e"}
     prediction, truth = pair(1)
     assert by_name["b"] == measure_uint8(prediction, truth, protocol).scalars

@@ -1,4 +1,6 @@
 import io
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -115,3 +117,18 @@ def test_warnings_and_errors_go_to_standard_error(capsys):
     captured = capsys.readouterr()
     assert captured.out == "note\n"
     assert captured.err == "warning: careful\nerror: wrong\n"
+
+
+def test_a_reader_that_is_gone_ends_nothing():
+    script = (
+        "import sys; from camox.tracking.console import Console; console = Console()\n"
+        "for _ in range(9): console.notice('x' * 100_000); sys.stdout.flush()\n"
+        "print('went on', file=sys.stderr)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.read(1)
+        process.stdout.close()
+        assert process.stderr.read() == b"went on\n"
+    assert process.returncode == 0

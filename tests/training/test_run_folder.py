@@ -130,12 +130,14 @@ def test_a_checkpoint_may_be_named_from_inside_its_folder(tiny_experiment, tmp_p
 def test_where_no_checkpoint_is_old_enough_the_first_may_do(tiny_experiment):
     run = train(tiny_experiment("phases.full.epochs=2"))
     folder, (first, second, third) = RunFolder(run), list_checkpoints(run)
-    assert folder.last_sound(10**6) == third
-    assert folder.last_sound(1) is None
-    assert folder.last_sound(1, or_first=True) == first
+    assert folder.last_sound(10**6) == (third, [])
+    assert folder.last_sound(1) == (None, [])
+    assert folder.last_sound(1, or_first=True) == (first, [])
     (first / "model.safetensors").write_bytes(b"damaged")
-    assert folder.last_sound(1, or_first=True) == second
-    assert folder.last_sound(3) is None
+    found, (told,) = folder.last_sound(1, or_first=True)
+    assert found == second
+    assert told.startswith(f"{first} is damaged: ")
+    assert folder.last_sound(3) == (None, [told])
 
 
 BOOKS = Recovery(4, 0.5, 0, ())

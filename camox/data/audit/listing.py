@@ -83,7 +83,7 @@ def _stray(path: Path) -> Finding | None:
 
 
 def _split_off(images: dict[str, Path], masks: dict[str, Path], part: Folders, findings: list[Finding]) -> None:
-    left_out = [stem for stem, path in images.items() if is_non_camouflaged(path)]
+    left_out = [stem for stem, path in images.items() if is_non_camouflaged(path.name)]
     if left_out:
         findings.append(Finding("non_camouflaged", part.images, f"{len(left_out)} of {len(images)} images"))
     for stem in left_out:
