@@ -12,8 +12,8 @@ from PIL import Image
 
 from camox.errors import DataError
 
-# What Pillow's readers raise on damaged files, depending on the format and on the damaged place.
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, struct.error)
+DAMAGE = (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, struct.error)
+"""What Pillow's readers raise on damaged files, depending on the format and on the damaged place."""
 _EXIF_ORIENTATION = 0x0112
 
 
@@ -41,7 +41,7 @@ def read_header(path: Path) -> Header:
     try:
         with Image.open(path) as image:
             return Header(image.width, image.height, _orientation(image))
-    except (*_DAMAGE, Image.DecompressionBombError) as error:
+    except (*DAMAGE, Image.DecompressionBombError) as error:
         raise _unreadable(path, error) from error
 
 
@@ -58,7 +58,7 @@ def read_image(path: Path, apply_orientation: bool = True) -> np.ndarray:
             _require_intact(image.format, data, path)
             orientation = _orientation(image)
             pixels = _rgb(image, data, path)
-    except (*_DAMAGE, Image.DecompressionBombError) as error:
+    except (*DAMAGE, Image.DecompressionBombError) as error:
         raise _unreadable(path, error) from error
     return _oriented(pixels, orientation) if apply_orientation else pixels
 
@@ -86,7 +86,7 @@ def read_levels(path: Path) -> np.ndarray:
             _require_intact(image.format, data, path)
             orientation = _orientation(image)
             levels = _levels(image, data, path)
-    except (*_DAMAGE, Image.DecompressionBombError) as error:
+    except (*DAMAGE, Image.DecompressionBombError) as error:
         raise _unreadable(path, error) from error
     return _oriented(levels, orientation)
 
@@ -199,7 +199,7 @@ def _orientation(image: Image.Image) -> int:
     """EXIF orientation, 1 where there is none or where the EXIF block is damaged, as image viewers do."""
     try:
         value = image.getexif().get(_EXIF_ORIENTATION, 1)
-    except _DAMAGE:
+    except DAMAGE:
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
