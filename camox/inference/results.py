@@ -77,13 +77,15 @@ def report_comparison(
         console.table(f"{dataset}, protocol {protocol['name']}", ["", *scores], _score_rows(scores))
         if differences:
             _print_differences(dataset, next(iter(scores)), differences, console)
+        for model, one in scores.items():
+            _say_empty(f"{dataset}, {model}", one["empty"], console)
         print_published(dataset, scores, console)
     if any(of["differences"] for of in of_datasets.values()):
         console.notice(DIFFERENCE_NOTE)
     for note in notes:
         console.notice(note)
     if out is not None:
-        tables, below = comparison_tables(of_datasets), [*protocol_notes(protocol), *notes]
+        tables, below = comparison_tables(of_datasets), [DIFFERENCE_NOTE, *protocol_notes(protocol), *notes]
 
         def save(folder: Path) -> None:
             folder.mkdir(parents=True, exist_ok=True)

@@ -43,7 +43,7 @@ def draw_curves(rows: Mapping[str, Mapping[str, DatasetScores]], path: Path) -> 
         _furnish(row[0], f"{name}precision over recall", "recall", "precision")
         _furnish(row[1], f"{name}F over the threshold", "threshold", "F, β² = 0.3")
         _furnish(row[2], f"{name}E over the threshold", "threshold", "E")
-        row[0].legend(loc="lower left", fontsize=8.5, frameon=True, framealpha=0.9, edgecolor="none")
+        row[0].legend(loc="best", fontsize=8.5, frameon=True, framealpha=0.9, edgecolor="none")
     figure.savefig(path, dpi=130, facecolor="white")
 
 
@@ -60,12 +60,13 @@ def draw_robustness(
     for panel, (measure, of_kinds) in zip(panels, of_measures.items(), strict=True):
         for look, (kind, values) in zip(_STYLES, of_kinds.items(), strict=False):
             heights = [float("nan") if value is None else value for value in (clean[measure], *values)]
-            panel.plot(range(len(heights)), heights, marker="o", markersize=3.5, label=kind, **look)
-        _furnish(panel, measure, "severity (0: no corruption)", measure)
+            panel.plot(range(len(heights)), heights, marker="o", markersize=3.5, label=kind.replace("_", " "), **look)
+        highest = max((line.get_ydata().max() for line in panel.lines), default=1.0)
+        _furnish(panel, measure, "severity (0: no corruption)", "")
         panel.set_xlim(-0.15, 5.15)
-        panel.set_ylim(0, None if measure == "MAE" else 1)
+        panel.set_ylim(0, 1.15 * highest if measure == "MAE" and highest > 0 else 1)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-    panels[0].legend(loc="lower left", fontsize=8.5, frameon=True, framealpha=0.9, edgecolor="none")
+    panels[0].legend(loc="best", fontsize=8.5, frameon=True, framealpha=0.9, edgecolor="none")
     figure.savefig(path, dpi=130, facecolor="white")
 
 
