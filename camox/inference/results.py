@@ -7,7 +7,7 @@ from typing import Any
 from camox.errors import DataError
 from camox.inference.score_plots import draw_curves
 from camox.measures import bootstrap
-from camox.measures.breakdown import OBJECT_SIZES, DatasetScores
+from camox.measures.breakdown import OBJECT_SIZES
 from camox.measures.comparison import DIFFERENCE_NOTE, Compared, compare, comparison_tables, difference_cell
 from camox.measures.published import MEASURES as PUBLISHED_MEASURES
 from camox.measures.published import published_on, warning
@@ -165,12 +165,3 @@ def _print_differences(
 
 def _cell(value: float | None, digits: int = 4) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
-
-
-def scores_by_dataset(of_models: Mapping[str, Mapping[str, DatasetScores]]) -> dict[str, dict[str, DatasetScores]]:
-    """Model → dataset → scores, the other way round; datasets in the order of the first model."""
-    datasets = dict.fromkeys(dataset for scores in of_models.values() for dataset in scores)
-    return {
-        dataset: {model: scores[dataset] for model, scores in of_models.items() if dataset in scores}
-        for dataset in datasets
-    }
