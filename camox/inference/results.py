@@ -1,5 +1,6 @@
 """Scores of datasets to tables on the console and to files."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,6 @@ _TITLES = {
     "iou": "IoU",
     "dice": "Dice",
 }
-_FILES = "measures.json, per_image.csv, curves.csv, curves.png, table.md and table.tex"
 
 
 def report(
@@ -48,7 +48,8 @@ def report(
     for name, summary in summaries.items():
         print_published(name, {"this result": summary}, console)
     if out is not None:
-        console.notice(f"{_FILES} are in {out}")
+        curves = "curves.csv and .png" if (Path(out) / "curves.png").exists() else "curves.csv"
+        console.notice(f"measures.json, per_image.csv, {curves}, table.md and .tex are in {out}")
     return document
 
 
@@ -164,4 +165,4 @@ def _print_differences(
 
 
 def _cell(value: float | None, digits: int = 4) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
+    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"

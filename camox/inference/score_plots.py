@@ -19,7 +19,7 @@ _STYLES = [{"linestyle": line, "color": colour} for line, colour in product(_LIN
 
 def draw_curves(rows: Mapping[str, Mapping[str, DatasetScores]], path: Path) -> None:
     """Write a PNG: precision and recall, F and E over the threshold; a row of panels for each of `rows`, which has a
-    line for each of its members with a mean over images. Nothing is written where there is no line.
+    line for each of its members with a mean over images. Where there is no line there is no file afterwards.
 
     Raises OSError where the file cannot be written.
     """
@@ -29,6 +29,7 @@ def draw_curves(rows: Mapping[str, Mapping[str, DatasetScores]], path: Path) -> 
     }
     shown = {title: of for title, of in shown.items() if of}
     if not shown:
+        path.unlink(missing_ok=True)  # an earlier result's
         return
     figure, panels = _figure(len(shown), 3)
     for (title, of), row in zip(shown.items(), panels, strict=True):
