@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -35,6 +35,20 @@ class Samples(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Sample: ...
+
+
+@runtime_checkable
+class Reducing(Protocol):
+    """Samples that are read faster where their images need not be of native size."""
+
+    def reduced(self, index: int, at_least: int) -> Sample:
+        """Sample `index`, whose image alone may be smaller than at native size, but no side below `at_least` pixels
+        by that."""
+
+
+def read_reduced(samples: Samples, index: int, at_least: int) -> Sample:
+    """Sample `index`, its image reduced as far as `at_least` allows where that saves work, else as it is."""
+    return samples.reduced(index, at_least) if isinstance(samples, Reducing) else samples[index]
 
 
 class Source(Samples, Protocol):
