@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from camox.data.samples import Samples, read_reduced
+from camox.data.resized import read_resized
+from camox.data.samples import Samples
 from camox.data.transforms import augment, augmentation_seed, build_augmentation, resize_image, resize_mask
 from camox.errors import DataError
 
@@ -115,10 +116,7 @@ class TrainSet(Dataset[_Item]):
         return _Item(index, image, mask)
 
     def _load(self, epoch: int, index: int) -> tuple[np.ndarray, np.ndarray]:
-        sample = read_reduced(self.source, index, self.image_size)
-        image, mask = resize_image(sample.image, self.image_size), resize_mask(sample.mask, self.image_size)
-        if image.min() == image.max():
-            raise DataError("every pixel of the image is the same: nothing can be seen in it; remove or replace it")
+        image, mask = read_resized(self.source, index, self.image_size)
         if self.augmentation is None:
             return image, mask
         image, mask = augment(self.augmentation, image, mask, augmentation_seed(self.seed, epoch, index))

@@ -6,6 +6,8 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from camox.errors import DataError
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -49,6 +51,23 @@ class Reducing(Protocol):
 def read_reduced(samples: Samples, index: int, at_least: int) -> Sample:
     """Sample `index`, its image reduced as far as `at_least` allows where that saves work, else as it is."""
     return samples.reduced(index, at_least) if isinstance(samples, Reducing) else samples[index]
+
+
+@runtime_checkable
+class Known(Protocol):
+    """Samples of which it can be told whether they have changed, without reading them."""
+
+    def content(self, index: int) -> str:
+        """A text that is another one when sample `index` is."""
+
+
+def content_of(samples: Samples, index: int) -> str:
+    """That text. Raises `DataError` where there is none."""
+    if not isinstance(samples, Known):
+        raise DataError(
+            f"{type(samples).__name__} cannot be cached: nothing tells when it changes; leave data.cache out"
+        )
+    return samples.content(index)
 
 
 class Source(Samples, Protocol):

@@ -13,7 +13,7 @@ from camox.data.decoding import REDUCTIONS, read_image, read_mask
 from camox.data.habitats import Habitats
 from camox.data.layouts import LAYOUTS, SPLITS, Located, locate
 from camox.data.pairing import Pair, folder, pair_up
-from camox.data.samples import Sample, Samples, Source, read_reduced
+from camox.data.samples import Sample, Samples, Source, content_of, read_reduced
 from camox.errors import DataError
 
 
@@ -33,6 +33,11 @@ class PairedFiles:
 
     def reduced(self, index: int, at_least: int) -> Sample:
         return self._read(self.pairs[index], at_least)
+
+    def content(self, index: int) -> str:
+        """Paths, sizes and times of both files: to hash all bytes would take as long as to decode them."""
+        pair = self.pairs[index]
+        return f"{_stamp(pair.image)} {_stamp(pair.mask)} {pair.apply_orientation}"
 
     def _read(self, pair: Pair, at_least: int | None) -> Sample:
         image = read_image(pair.image, pair.apply_orientation, at_least)
@@ -81,6 +86,11 @@ class Concatenation:
         part, within = self._located(index)
         return read_reduced(part, within, at_least)
 
+    def content(self, index: int) -> str:
+        """What tells whether the sample has changed."""
+        part, within = self._located(index)
+        return content_of(part, within)
+
     def _located(self, index: int) -> tuple[Samples, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
@@ -109,6 +119,10 @@ class Subset:
 
     def reduced(self, index: int, at_least: int) -> Sample:
         return read_reduced(self.source, self.indices[index], at_least)
+
+    def content(self, index: int) -> str:
+        """What tells whether the sample has changed."""
+        return content_of(self.source, self.indices[index])
 
 
 _OF_FILES = {"layout", "split", "non_camouflaged", "super_class", "name", "weight"}
@@ -244,6 +258,14 @@ def _shares(sizes: dict[str, int], fraction: float) -> dict[str, int]:
         for group in open_groups[:lacking]:
             shares[group] += 1
     return shares
+
+
+def _stamp(path: Path) -> str:
+    try:
+        status = path.stat()
+    except OSError:  # told when it is read
+        return f"{path.absolute()} missing"
+    return f"{path.absolute()} {status.st_size} {status.st_mtime_ns}"
 
 
 def _listed(keys: set[str]) -> str:

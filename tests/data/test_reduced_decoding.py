@@ -46,7 +46,7 @@ def test_resized_it_is_the_full_image_but_for_a_few_grey_levels_and_loses_no_con
     full = resize_image(read_image(path), size).astype(float)
     reduced = resize_image(read_image(path, at_least=size), size)
     assert np.abs(reduced - full).mean() < 3
-    assert reduced.std() == pytest.approx(full.std(), rel=0.02)
+    assert reduced.std() > 0.98 * full.std()
 
 
 @pytest.mark.skipif("CAMOX_OPEN_PAIRS" not in os.environ, reason="CAMOX_OPEN_PAIRS names no photographs")
