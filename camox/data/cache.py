@@ -70,12 +70,13 @@ def cached(source: Source, sizes: Sequence[int], folder: Path, gib: float, worke
             tell changed data by.
     """
     whole = source.source if isinstance(source, Subset) else source
+    require_within(len(whole), sizes, gib)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _alone(folder, tell):
             for remains in folder.glob("*.partial"):
                 remains.unlink()
-            files = [_opened(whole, size, folder, gib, workers, tell) for size in _checked(whole, sizes, folder, gib)]
+            files = [_opened(whole, size, folder, gib, workers, tell) for size in sorted(set(sizes))]
     except OSError as error:
         raise DataError(
             f"{folder}: the cache cannot be written ({error.strerror or error}): free some of the disk, or give "
@@ -89,15 +90,16 @@ def cache_bytes(samples: int, sizes: Sequence[int]) -> int:
     return sum(file_bytes(size, samples) for size in set(sizes))
 
 
-def _checked(whole: Samples, sizes: Sequence[int], folder: Path, gib: float) -> list[int]:
-    needed = cache_bytes(len(whole), sizes)
+def require_within(samples: int, sizes: Sequence[int], gib: float) -> int:
+    """Bytes that so many samples take at these sizes. Raises `DataError` where that is more than the limit."""
+    needed = cache_bytes(samples, sizes)
     if needed > gib * GIB:
         listed = ", ".join(f"{size}²" for size in sorted(set(sizes)))
         raise DataError(
-            f"the cache of {len(whole)} samples at {listed} pixels takes {needed / GIB:.2f} GiB, more than "
+            f"the cache of {samples} samples at {listed} pixels takes {needed / GIB:.2f} GiB, more than "
             f"data.cache_gib = {gib:g}: raise it, or leave data.cache out"
         )
-    return sorted(set(sizes))
+    return needed
 
 
 @contextmanager

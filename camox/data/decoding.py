@@ -216,7 +216,9 @@ def _read_bytes(path: Path) -> bytes:
 
 def _unreadable(path: Path, error: Exception) -> DataError:
     if isinstance(error, FileNotFoundError):
-        return DataError(f"{path}: no such file")
+        parent = Path(path).parent
+        gone = "" if parent.is_dir() else f": its folder {parent} is gone; is the disk or share that held it there?"
+        return DataError(f"{path}: no such file{gone}")
     if isinstance(error, Image.DecompressionBombError):
         return DataError(f"{path}: has too many pixels to be a photograph ({error}): make it smaller")
     if isinstance(error, Image.UnidentifiedImageError):

@@ -36,8 +36,7 @@ class PairedFiles:
 
     def content(self, index: int) -> str:
         """Paths, sizes and times of both files: to hash all bytes would take as long as to decode them."""
-        pair = self.pairs[index]
-        return f"{_stamp(pair.image)} {_stamp(pair.mask)} {pair.apply_orientation}"
+        return f"{_stamp(self.pairs[index].image)} {_stamp(self.pairs[index].mask)}"
 
     def _read(self, pair: Pair, at_least: int | None) -> Sample:
         image = read_image(pair.image, pair.apply_orientation, at_least)
