@@ -2,6 +2,7 @@
 
 import io
 import struct
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +15,12 @@ from camox.errors import DataError
 # What Pillow's readers raise on damaged files, depending on the format and on the damaged place.
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, struct.error)
 _EXIF_ORIENTATION = 0x0112
+_PNG = b"\x89PNG\r\n\x1a\n"
+# The flags named COLOR would give BGR, and swapping the channels takes a tenth of decoding.
 REDUCTIONS = {
-    8: cv2.IMREAD_REDUCED_COLOR_8,
-    4: cv2.IMREAD_REDUCED_COLOR_4,
-    2: cv2.IMREAD_REDUCED_COLOR_2,
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8 | cv2.IMREAD_COLOR_RGB,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4 | cv2.IMREAD_COLOR_RGB,
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2 | cv2.IMREAD_COLOR_RGB,
     1: cv2.IMREAD_COLOR_RGB,
 }
 """By what a JPEG's sides can be divided while it is decoded, which saves most of the work, largest first."""
@@ -80,23 +83,28 @@ def read_mask(path: Path) -> np.ndarray:
     the mask's place.
     """
     data = _read_bytes(path)
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            orientation = _orientation(image)
-            levels = _levels(image, data, path)
-    except (*_DAMAGE, Image.DecompressionBombError) as error:
-        raise _unreadable(path, error) from error
-    _refuse_photograph(levels, path)
-    threshold = 128 if levels.max() > 128 else 0
+    orientation = 1
+    # Two thirds of Pillow's time, for what most masks are.
+    levels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if _is_plain_png(data) else None
+    if levels is None:
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                orientation = _orientation(image)
+                levels = _levels(image, data, path)
+        except (*_DAMAGE, Image.DecompressionBombError) as error:
+            raise _unreadable(path, error) from error
+    most = int(levels.max())
+    _refuse_photograph(levels, most, path)
+    threshold = 128 if most > 128 else 0
     _, mask = cv2.threshold(levels, threshold, 1, cv2.THRESH_BINARY)  # a quarter of numpy's comparison and cast
     return _oriented(mask, orientation)
 
 
-def _refuse_photograph(levels: np.ndarray, path: Path) -> None:
+def _refuse_photograph(levels: np.ndarray, most: int, path: Path) -> None:
     # Blurred edges of a soft mask are a small part of it, and labels are few.
     some = np.ascontiguousarray(levels[:: max(1, len(levels) // 128)])  # of a photograph a few rows tell as much
     counts = cv2.calcHist([some], [0], None, [256], [0, 256])  # a sixth of bincount
-    between = counts[int(0.1 * levels.max()) + 1 : int(0.9 * levels.max())].sum() / some.size
+    between = counts[int(0.1 * most) + 1 : int(0.9 * most)].sum() / some.size
     if between > 0.6 and np.count_nonzero(counts) > 64:
         raise DataError(
             f"{path}: is no mask: {between:.0%} of its pixels are neither background nor object, as in a photograph: "
@@ -160,8 +168,24 @@ def _decode_jpeg(data: bytes, path: Path, reduction: int = 1) -> np.ndarray:
         raise _unreadable(path, error) from error
     if pixels is None:
         raise DataError(f"{path}: the JPEG is damaged and cannot be decoded: copy or download it again")
-    # Of the full size alone can OpenCV be asked for RGB, which saves swapping the channels.
-    return pixels if reduction == 1 else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+    return pixels
+
+
+def _is_plain_png(data: bytes) -> bool:
+    """Whether it is a whole PNG of 8-bit grey levels and nothing else that its pixels depend on: what OpenCV decodes as
+    Pillow does, and without a word on stderr. (PNG specification, third edition, section 5.)"""
+    if not data.startswith(_PNG) or data[24:26] != b"\x08\x00":  # depth and colour type of the first chunk, IHDR
+        return False
+    position = len(_PNG)
+    while position + 12 <= len(data):
+        length, kind = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8]
+        end = position + 8 + length
+        if zlib.crc32(data[position + 4 : end]).to_bytes(4, "big") != data[end : end + 4] or kind in (b"tRNS", b"eXIf"):
+            return False
+        if kind == b"IEND":
+            return True
+        position = end + 4
+    return False
 
 
 def _jpeg_is_complete(data: bytes) -> bool:

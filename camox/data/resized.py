@@ -1,6 +1,6 @@
 """A sample at the size that it is trained at, before augmentation: from its files, or from a cache of them."""
 
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeGuard
 
 import numpy as np
 
@@ -12,7 +12,6 @@ Resized = tuple[np.ndarray, np.ndarray]
 """Image uint8 [S, S, 3] RGB and mask uint8 [S, S] in {0, 1}."""
 
 
-@runtime_checkable
 class Keeping(Protocol):
     """Samples of which some are there at some sizes already."""
 
@@ -26,7 +25,7 @@ def read_resized(samples: Samples, index: int, size: int) -> Resized:
     Raises:
         DataError: it cannot be read, or nothing can be seen in it.
     """
-    found = samples.kept(index, size) if isinstance(samples, Keeping) else None
+    found = samples.kept(index, size) if _keeps(samples) else None
     if found is not None:
         return found
     sample = read_reduced(samples, index, size)
@@ -34,3 +33,7 @@ def read_resized(samples: Samples, index: int, size: int) -> Resized:
     if image.min() == image.max():
         raise DataError("every pixel of the image is the same: nothing can be seen in it; remove or replace it")
     return image, mask
+
+
+def _keeps(samples: object) -> TypeGuard[Keeping]:
+    return hasattr(samples, "kept")

@@ -65,6 +65,16 @@ def test_the_seed_decides_whatever_came_before(transform):
         assert np.array_equal(first[1], one[1])
 
 
+def test_transforms_of_one_chain_are_drawn_independently():
+    chain = build_augmentation([{"name": "HorizontalFlip", "p": 0.5}, {"name": "VerticalFlip", "p": 0.5}], SIZE)
+    image, mask = pair()
+    turned = {"none": image, "horizontal": image[:, ::-1], "vertical": image[::-1], "both": image[::-1, ::-1]}
+    found = [augment(chain, image, mask, augmentation_seed(0, 0, i))[0] for i in range(200)]
+    counts = {name: sum(np.array_equal(one, expected) for one in found) for name, expected in turned.items()}
+    assert sum(counts.values()) == 200
+    assert min(counts.values()) > 30, counts
+
+
 def test_mask_moves_with_its_image():
     chain = build_augmentation([{"name": "D4", "p": 1.0}], SIZE)
     _, mask = pair()
