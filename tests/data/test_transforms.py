@@ -54,6 +54,38 @@ def test_images_stay_uint8_rgb_and_masks_binary(transform):
         assert set(np.unique(mask)) <= {0, 1}
 
 
+INTERPOLATIONS = [cv2.INTER_NEAREST, cv2.INTER_LINEAR, cv2.INTER_CUBIC, cv2.INTER_AREA, cv2.INTER_LANCZOS4]
+WARPING: dict[str, dict[str, Any]] = {
+    "Rotate": {"limit": 90},
+    "Affine": {"scale": [0.5, 1.5], "rotate": [-45, 45], "shear": [-20, 20]},
+    "Perspective": {"scale": [0.05, 0.2]},
+    "ElasticTransform": {"alpha": 40},
+    "GridDistortion": {"distort_limit": 0.5},
+    "OpticalDistortion": {"distort_limit": 0.5},
+    "ThinPlateSpline": {},
+    "RandomResizedCrop": {"size": [32, 40]},
+    "SafeRotate": {"limit": 45},
+    "RandomScale": {"scale_limit": 0.5},
+}
+
+
+@settings(max_examples=60)
+@given(
+    name=st.sampled_from(sorted(WARPING)),
+    interpolation=st.sampled_from(INTERPOLATIONS),
+    seed=st.integers(0, 2**32 - 1),
+    size=st.integers(40, 80),
+)
+def test_masks_stay_binary_under_all_that_interpolates_and_the_seed_decides(name, interpolation, seed, size):
+    transform = {"name": name, "mask_interpolation": interpolation, "p": 1.0, **WARPING[name]}
+    chain = build_augmentation([transform, {"name": "HorizontalFlip", "p": 0.5}], size)
+    image, mask = pair(size)
+    found, again = augment(chain, image, mask, seed), augment(chain, image, mask, seed)
+    assert found[1].dtype == np.uint8
+    assert set(np.unique(found[1])) <= {0, 1}
+    assert all(np.array_equal(one, other) for one, other in zip(found, again, strict=True))
+
+
 @pytest.mark.parametrize("transform", TRANSFORMS, ids=NAMES)
 def test_the_seed_decides_whatever_came_before(transform):
     chain = build_augmentation([transform], SIZE)

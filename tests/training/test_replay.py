@@ -64,7 +64,8 @@ def test_the_module_the_operation_and_the_samples_are_named_and_named_again_late
     assert "all values are finite" in capsys.readouterr().out
 
 
-def test_a_replay_sees_the_very_same_batch_weights_and_random_numbers(tiny_experiment, monkeypatch):
+@pytest.mark.parametrize("sizes", ["[]", "[1.0, 2.0, 3.0]"])
+def test_a_replay_sees_the_very_same_batch_weights_and_random_numbers(tiny_experiment, monkeypatch, sizes):
     """The loss of the replayed step is that of the step itself, bit for bit: with augmentation and routing noise."""
     from camox.training.step import TOTAL, TrainingStep
 
@@ -79,7 +80,8 @@ def test_a_replay_sees_the_very_same_batch_weights_and_random_numbers(tiny_exper
 
     monkeypatch.setattr(TrainingStep, "losses", note)
     # Noise until the end: by default none is left at the third step of four.
-    run = train(tiny_experiment("model.moe.router.noise=1", "model.moe.router.noise_fraction=1"))
+    noise = ("model.moe.router.noise=1", "model.moe.router.noise_fraction=1")
+    run = train(tiny_experiment(*noise, f"data.multi_scale={sizes}"))
     assert len(replays_of(run)) == 1
     assert seen[2] == seen[3]
     assert len(set(seen)) == 4
