@@ -85,6 +85,8 @@ def markdown_tables(document: Mapping[str, Any]) -> str:
         sizes = "each on one core"
     elif "image_size" not in settings:
         sizes = f"state of {settings['backbone']}, width {settings['width']}"
+    elif "backbone" not in settings:
+        sizes = f"{settings['image_size']}², batch {settings['batch']}"
     else:
         sizes = f"{settings['backbone']}, {settings['image_size']}², batch {settings['batch']}, {settings['precision']}"
     where = (
