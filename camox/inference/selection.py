@@ -15,11 +15,15 @@ Identity = frozenset[Any]
 def identity(specification: Mapping[str, Any], split: str = "train") -> Identity:
     """What a data source shows; two of them share images if and only if they have a common member.
 
-    The folders of the images, or for what has no folders the specification without what changes no image. `split` holds
+    The folders of the images, a part of a set of the hub, or else the specification without what changes no image. `split` holds
     where the specification has none. Raises DataError where there is no such data.
     """
     if "layout" in specification:
         return frozenset(part.images.resolve() for part in locate_source(specification, split).parts)
+    if "hub" in specification:
+        # Whichever columns are read, and whether they are streamed, the images are those of the split.
+        part = specification.get("config"), specification.get("split") or split
+        return frozenset([("hub", specification["hub"], *part)])
     # Image i of a seed does not depend on how many there are.
     ignored = ("count", "name", "weight")
     return frozenset([tuple(sorted((key, str(value)) for key, value in specification.items() if key not in ignored))])

@@ -101,6 +101,13 @@ def test_sources_are_the_same_by_what_they_show(root):
     )
 
 
+def test_a_set_of_the_hub_is_the_same_however_it_is_read():
+    plain = identity({"hub": "nobg/COD10K"}, "test")
+    assert identity({"hub": "nobg/COD10K", "split": "test", "mask": "gt", "streaming": True}) == plain
+    assert not identity({"hub": "nobg/COD10K", "split": "train"}, "test") & plain
+    assert not identity({"hub": "nobg/NC4K"}, "test") & plain
+
+
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_the_split_of_the_list_holds_where_the_source_has_none(root, split):
     (images,) = identity({"layout": "cod10k", "path": str(root / "COD")}, split)
