@@ -208,7 +208,7 @@ def evaluate(
 ) -> None:
     """Score checkpoints on images with ground truth."""
     if non_camouflaged and not data:
-        raise typer.BadParameter("says something of --data alone; give data", param_hint="--non-camouflaged")
+        raise typer.BadParameter("chooses among the images of --data: give that too", param_hint="--non-camouflaged")
     folders = _named_folders(data or [])
     settings = (weights, batch_size, workers, protocol, image_size, None, None, non_camouflaged, corruptions)
     if len(models) > 1:

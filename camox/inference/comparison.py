@@ -42,7 +42,7 @@ def evaluate_several(
     """
     console = console or Console()
     if out is None:
-        raise DataError("several checkpoints are compared in no run's folder: give --out DIR for the scores")
+        raise DataError("several checkpoints have no run's folder in common that would take the scores: give --out DIR")
     require_folder(Path(out))
     scoring = Scoring(get_protocol(protocol), batch_size, workers)
     models = [load_model(path, weights, image_size, device) for path in paths]

@@ -45,8 +45,7 @@ def report(
         console.notice("± half of the 95 % interval, by bootstrap over the images; the intervals are in measures.json")
     for name, summary in summaries.items():
         _say_empty(name, summary["empty"], console)
-    for name, summary in summaries.items():
-        print_published(name, {"this result": summary}, console)
+    print_published({name: {"this result": summary} for name, summary in summaries.items()}, console)
     if out is not None:
         curves = "curves.csv and .png" if (Path(out) / "curves.png").exists() else "curves.csv"
         console.notice(f"measures.json, per_image.csv, {curves}, table.md and .tex are in {out}")
@@ -80,7 +79,7 @@ def report_comparison(
             _print_differences(dataset, next(iter(scores)), differences, console)
         for model, one in scores.items():
             _say_empty(f"{dataset}, {model}", one["empty"], console)
-        print_published(dataset, scores, console)
+    print_published({dataset: of["scores"] for dataset, of in of_datasets.items()}, console)
     if any(of["differences"] for of in of_datasets.values()):
         console.notice(DIFFERENCE_NOTE)
     for note in notes:
@@ -100,18 +99,18 @@ def report_comparison(
     return document
 
 
-def print_published(dataset: str, ours: Mapping[str, Mapping[str, Any]], console: Console) -> None:
-    """Print our summaries by name above what is published on that dataset, if anything is."""
-    methods = published_on(dataset)
-    if not methods:
-        return
-    rows: list[list[str]] = [
-        [name, "", *(_cell(summary.get(measure), 3) for measure in PUBLISHED_MEASURES)]
-        for name, summary in ours.items()
-    ]
-    rows += [[one.method, one.backbone, *(f"{score:.3f}" for score in one.scores)] for one in methods]
-    console.table(f"{dataset}: published", ["", "backbone, size", "S", "weighted F", "MAE"], rows)
-    console.notice(warning())
+def print_published(ours: Mapping[str, Mapping[str, Mapping[str, Any]]], console: Console) -> None:
+    """Print, for each dataset on which anything is published, our summaries by name above that."""
+    known = {dataset: methods for dataset in ours if (methods := published_on(dataset))}
+    for dataset, methods in known.items():
+        rows: list[list[str]] = [
+            [name, "", *(_cell(summary.get(measure), 3) for measure in PUBLISHED_MEASURES)]
+            for name, summary in ours[dataset].items()
+        ]
+        rows += [[one.method, one.backbone, *(f"{score:.3f}" for score in one.scores)] for one in methods]
+        console.table(f"{dataset}: published", ["", "backbone, size", "S", "weighted F", "MAE"], rows)
+    if known:
+        console.notice(warning())
 
 
 def write(out: str | Path, save: Callable[[Path], None]) -> None:

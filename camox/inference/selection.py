@@ -15,8 +15,8 @@ Identity = frozenset[Any]
 def identity(specification: Mapping[str, Any], split: str = "train") -> Identity:
     """What a data source shows; two of them share images if and only if they have a common member.
 
-    The folders of the images, a part of a set of the hub, or else the specification without what changes no image. `split` holds
-    where the specification has none. Raises DataError where there is no such data.
+    The folders of the images, a part of a set of the hub, or else the specification without what changes no image.
+    `split` holds where the specification has none. Raises DataError where there is no such data.
     """
     if "layout" in specification:
         return frozenset(part.images.resolve() for part in locate_source(specification, split).parts)

@@ -123,16 +123,18 @@ def read_grey(path: Path, as_labels: bool = False) -> np.ndarray:
 
 def _images_by_stem(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder")
+        raise DataError(f"{folder}: no such folder: correct the path; relative paths start from {Path.cwd()}")
     by_stem: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith(".") or not path.is_file():
             continue
         if path.stem in by_stem:
-            raise DataError(f"{folder}: {by_stem[path.stem].name} and {path.name} share a stem")
+            raise DataError(f"{folder}: {by_stem[path.stem].name} and {path.name} share a stem: keep one of them")
         by_stem[path.stem] = path
     if not by_stem:
-        raise DataError(f"{folder}: no image in it (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
+        raise DataError(
+            f"{folder}: has no image files ({', '.join(sorted(IMAGE_SUFFIXES))}): give the folder that holds them"
+        )
     return by_stem
 
 

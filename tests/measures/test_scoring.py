@@ -118,7 +118,7 @@ def test_missing_and_empty_folders_are_refused(folders, tmp_path):
     with pytest.raises(DataError, match="nowhere: no such folder"):
         score_folder(tmp_path / "nowhere", folders[1])
     (tmp_path / "nothing").mkdir()
-    with pytest.raises(DataError, match="nothing: no image in it"):
+    with pytest.raises(DataError, match="nothing: has no image files"):
         score_folder(folders[0], tmp_path / "nothing")
 
 
