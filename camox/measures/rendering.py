@@ -1,5 +1,6 @@
 """Tables of text as Markdown and as LaTeX."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -75,4 +76,5 @@ def _latex_text(text: str) -> str:
     escapes = {character: f"\\{character}" for character in "&%$#_{}"}
     escapes |= {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "–": "--"}
     escapes |= {"<": "$<$", "≥": "$\\ge$", "−": "$-$", "±": "$\\pm$", "→": "$\\to$", "²": "\\textsuperscript{2}"}
-    return "".join(escapes.get(character, character) for character in text)
+    escaped = "".join(escapes.get(character, character) for character in text)
+    return re.sub(r"(?<!\w)-(?=\d)", "$-$", escaped)  # a number's sign, not a hyphen

@@ -69,15 +69,14 @@ def test_a_collection_is_scored_set_by_set(run_folder, collection, console, tmp_
     assert "ZoomNeXt-B4" in (tmp_path / "out" / "table.md").read_text()
 
 
-@pytest.mark.parametrize("protocol", ["camox", "pysod"])
-def test_non_camouflaged_images_are_in_no_mean(run_folder, collection, console, tmp_path, protocol):
+def test_non_camouflaged_images_are_in_no_mean(run_folder, collection, console, tmp_path):
     alone, together = (
         evaluate(
             run_folder,
             {"COD10K": collection / "TestDataset" / "COD10K"},
             tmp_path / str(kept),
             workers=0,
-            protocol=protocol,
+            protocol="pysod",
             console=console,
             non_camouflaged=kept,
         )["datasets"]["COD10K"]
