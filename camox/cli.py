@@ -183,7 +183,10 @@ def evaluate(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder for the scores [default: RUN/evaluation, or RUN/evaluation-NAME]."),
+        typer.Option(
+            metavar="DIR",
+            help="Folder for the scores [default: RUN/evaluation, or RUN/evaluation-NAME; needed to compare].",
+        ),
     ] = None,
     weights: _Weights = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Images that the model sees at once.")] = 8,

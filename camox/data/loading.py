@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from camox.data.resized import read_resized
 from camox.data.samples import Samples
 from camox.data.transforms import augment, augmentation_seed, build_augmentation, resize_image, resize_mask
 from camox.errors import DataError
@@ -88,41 +89,49 @@ class _Item:
 
 
 class TrainSet(Dataset[_Item]):
-    """Training samples, resized to `image_size`² pixels and augmented; the key is (epoch, index).
+    """Training samples, resized and augmented; the key is (epoch, index), or (epoch, index, size).
 
-    `augment` lists albumentations transforms (see `transforms.build_augmentation`, whose errors this raises);
-    they see the resized image, and what they make of another size is resized again. What a key gives
-    depends on nothing but the source, the arguments and the key.
+    Samples have `image_size`² pixels, or the key's size, which is then to be one of `sizes`. `augment` lists
+    albumentations transforms (see `transforms.build_augmentation`, whose errors this raises); they see the resized
+    image, and what they make of another size is resized again. What a key gives depends on nothing but the source, the
+    arguments and the key.
     """
 
-    def __init__(self, source: Samples, image_size: int, augment: Sequence[Mapping[str, Any]] = (), seed: int = 0):
+    def __init__(
+        self,
+        source: Samples,
+        image_size: int,
+        augment: Sequence[Mapping[str, Any]] = (),
+        seed: int = 0,
+        sizes: Sequence[int] = (),
+    ):
         self.source = source
         self.image_size = image_size
         self.seed = seed
-        self.augmentation = build_augmentation(augment, image_size) if augment else None
+        # The same chain for all; but one that crops may be too large for the smallest.
+        chains = [build_augmentation(augment, size) for size in {image_size, *sizes}] if augment else [None]
+        self.augmentation = chains[0]
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, key: tuple[int, int]) -> _Item:
-        epoch, index = key
+    def __getitem__(self, key: tuple[int, ...]) -> _Item:
+        epoch, index, *rest = key
+        size = rest[0] if rest else self.image_size
         try:
-            image, mask = self._load(epoch, index)
+            image, mask = self._load(epoch, index, size)
         except DataError as error:
             # Raised in a worker it would end this process only, and other ranks would wait for it forever.
-            image, mask = _zeros(self.image_size)
+            image, mask = _zeros(size)
             return _Item(index, image, mask, _problem(self.source, index, error))
         return _Item(index, image, mask)
 
-    def _load(self, epoch: int, index: int) -> tuple[np.ndarray, np.ndarray]:
-        sample = self.source[index]
-        image, mask = resize_image(sample.image, self.image_size), resize_mask(sample.mask, self.image_size)
-        if image.min() == image.max():
-            raise DataError("every pixel of the image is the same: nothing can be seen in it; remove or replace it")
+    def _load(self, epoch: int, index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+        image, mask = read_resized(self.source, index, size)
         if self.augmentation is None:
             return image, mask
         image, mask = augment(self.augmentation, image, mask, augmentation_seed(self.seed, epoch, index))
-        return resize_image(image, self.image_size), resize_mask(mask, self.image_size)
+        return resize_image(image, size), resize_mask(mask, size)
 
 
 class EvalSet(Dataset[_Item]):
@@ -162,11 +171,11 @@ class EvalSet(Dataset[_Item]):
 
 def train_loader(
     dataset: TrainSet,
-    batch_sampler: Iterable[Sequence[tuple[int, int]]],
+    batch_sampler: Iterable[Sequence[tuple[int, ...]]],
     workers: int,
     pin_memory: bool,
 ) -> DataLoader[TrainBatch]:
-    """Batches of training samples; `batch_sampler` yields the (epoch, index) keys of each batch.
+    """Batches of training samples; `batch_sampler` yields the keys of each batch, which have one size.
 
     With `workers` > 0 that many processes load ahead (two batches each) and live as long as the loader. Each
     `iter()` asks the batch sampler anew.
@@ -199,15 +208,9 @@ class _Chunks:
 def _loader(
     dataset: Dataset[_Item], batch_sampler: Iterable[Any], workers: int, pin_memory: bool, collate: Any
 ) -> DataLoader[Any]:
-    with warnings.catch_warnings():
-        # More workers than cores is the user's choice; torch repeats its doubts for every loader of every process.
-        warnings.filterwarnings("ignore", message="This DataLoader will create")
-        return _data_loader(dataset, batch_sampler, workers, pin_memory, collate)
-
-
-def _data_loader(
-    dataset: Dataset[_Item], batch_sampler: Iterable[Any], workers: int, pin_memory: bool, collate: Any
-) -> DataLoader[Any]:
+    # More workers than cores is the user's choice; torch repeats its doubts for every loader of every process, when
+    # it is made or when it is first asked for a batch.
+    warnings.filterwarnings("ignore", message="This DataLoader will create")
     return DataLoader(
         dataset,
         batch_sampler=batch_sampler,

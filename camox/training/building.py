@@ -2,16 +2,18 @@
 
 import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 
+from camox.data.cache import cached
 from camox.data.loading import EvalSet
 from camox.data.samples import Source
 from camox.data.sources import Subset, open_sources, open_training_sources
-from camox.errors import CheckpointError
+from camox.errors import CheckpointError, DataError
 from camox.experiment import Experiment
 from camox.inference.loaded_model import load_model
 from camox.inference.selection import require_declared_selection
@@ -24,6 +26,7 @@ from camox.stability.watchdog import Watchdog
 from camox.training.ema import WeightAverage
 from camox.training.optimization import build_optimizer
 from camox.training.phases import TrainingShell
+from camox.training.processes import fail_together
 from camox.training.reporting import Reporter
 from camox.training.run_folder import RunFolder
 from camox.training.run_state import Position, RunState, Stateful, load_into
@@ -32,21 +35,38 @@ from camox.training.step import TrainingStep
 from camox.training.validation import Validator
 
 
-def open_data(experiment: Experiment) -> tuple[Source | Subset, Source | Subset]:
+def open_data(
+    experiment: Experiment, accelerator: Accelerator | None = None, tell: Callable[[str], None] = lambda text: None
+) -> tuple[Source | Subset, Source | Subset]:
     """Training samples and held-out samples of an experiment.
 
+    Args:
+        accelerator: of the processes that train, where training samples are to come from the experiment's cache, if it
+            has one; collective then.
+        tell: is called with what a person should know while a cache is made.
+
     Raises:
-        DataError: a source is missing, empty or not what its layout says.
+        DataError: a source is missing, empty or not what its layout says, or the cache cannot be made.
         ExperimentError: checkpoints would be selected on test images, and the experiment does not say that they may.
     """
     require_declared_selection(experiment)
     data = experiment.data
-    return open_training_sources(
+    train, held_out = open_training_sources(
         [source.plain() for source in data.train],
         [source.plain() for source in data.val],
         data.val_fraction,
         experiment.experiment.seed,
     )
+    if not data.cache or accelerator is None:
+        return train, held_out
+    sizes = [size for phase in experiment.phases_resolved() for size in phase.image_sizes]
+    failure = None
+    try:
+        train = cached(train, sizes, Path(data.cache).expanduser(), data.cache_gib, data.workers, tell)
+    except DataError as error:
+        failure = error
+    fail_together(failure)
+    return train, held_out
 
 
 def require_test_data(experiment: Experiment) -> None:

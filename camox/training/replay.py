@@ -28,7 +28,7 @@ from camox.training.step import TOTAL, Controls, TrainingStep
 REPLAYS = "replays"
 """Folder in a run's folder where steps are kept."""
 _DESCRIPTION = "replay.json"
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Attempted:
     """Number of the step, counted from 1 over the whole run."""
     epoch: int
     """Counted from 0; with a sample's index it gives the sample's augmentation."""
-    image_size: int
-    """In pixels."""
+    image_sizes: tuple[int, ...]
+    """Of each micro-batch, in pixels."""
     batches: tuple[tuple[int, ...], ...]
     """Indices of the samples of each micro-batch."""
     balance_coefficient: float
@@ -49,14 +49,16 @@ class Attempted:
     """State of torch's random generators before the step."""
 
     @staticmethod
-    def of(step: int, epoch: int, image_size: int, batches: Sequence[Sequence[int]], controls: Controls) -> "Attempted":
+    def of(
+        step: int, epoch: int, image_sizes: Sequence[int], batches: Sequence[Sequence[int]], controls: Controls
+    ) -> "Attempted":
         """A step that is about to be taken."""
         generators = {"cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
             generators["cuda"] = torch.cuda.get_rng_state()
         samples = tuple(tuple(batch) for batch in batches)
         coefficient, noise = controls.balance_coefficient, controls.noise_share
-        return Attempted(step, epoch, image_size, samples, coefficient, noise, generators)
+        return Attempted(step, epoch, tuple(image_sizes), samples, coefficient, noise, generators)
 
 
 class Replayed(NamedTuple):
@@ -92,7 +94,7 @@ def replay(step: TrainingStep, attempted: Attempted, experiment: Experiment, sou
     Args:
         source: the training samples of the experiment.
     """
-    dataset = train_set(experiment, attempted.image_size, source)
+    dataset = train_set(experiment, attempted.image_sizes[0], source)
     device = step.accelerator.device
     cuda = [device] if device.type == "cuda" else []
     try:
@@ -103,8 +105,8 @@ def replay(step: TrainingStep, attempted: Attempted, experiment: Experiment, sou
             torch.set_rng_state(attempted.generators["cpu"])
             if cuda and "cuda" in attempted.generators:
                 torch.cuda.set_rng_state(attempted.generators["cuda"], device)
-            for indices in attempted.batches:
-                batch = collate_train([dataset[attempted.epoch, index] for index in indices]).to(device)
+            for size, indices in zip(attempted.image_sizes, attempted.batches, strict=True):
+                batch = collate_train([dataset[attempted.epoch, index, size] for index in indices]).to(device)
                 images = batch.images.float() / 255
 
                 def compute(images: Tensor = images, batch: Any = batch) -> None:
@@ -219,7 +221,7 @@ def read_kept(folder: Path) -> Kept:
             Attempted(
                 table["step"],
                 table["epoch"],
-                table["image_size"],
+                tuple(table["image_sizes"]),
                 tuple(tuple(batch) for batch in entry["batches"]),
                 table["balance_coefficient"],
                 table["noise_share"],
@@ -264,7 +266,7 @@ def _keep(folder: Path, step: TrainingStep, of_ranks: Sequence[tuple[Attempted, 
         "version": _VERSION,
         "step": attempted.step,
         "epoch": attempted.epoch,
-        "image_size": attempted.image_size,
+        "image_sizes": attempted.image_sizes,
         "balance_coefficient": attempted.balance_coefficient,
         "noise_share": attempted.noise_share,
         "frozen_stages": step.network.backbone.frozen_stages,

@@ -124,7 +124,7 @@ class Trainer:
         if settings.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
             torch.use_deterministic_algorithms(True, warn_only=True)
-        self.train_source, self.held_out = open_data(experiment)
+        self.train_source, self.held_out = open_data(experiment, accelerator, self.console.notice)
         require_test_data(experiment)
         self.network = build_network(experiment, accelerator.device)
         self.training_step = build_training_step(experiment, accelerator, self.network)
@@ -224,9 +224,10 @@ class Trainer:
             self.watchdog.beat("loading data")
             with clock.waiting():
                 window, samples = self._window(batches, phase.accumulate)
+            sizes = [batch.images.shape[-1] for batch in window]
             clock.images += sum(map(len, samples))
             self.watch.began(at.step + 1, list(chain(*samples)))
-            self.replays.note(Attempted.of(at.step + 1, at.epoch, phase.image_size, samples, controls))
+            self.replays.note(Attempted.of(at.step + 1, at.epoch, sizes, samples, controls))
             self.watchdog.beat("training step")
             self.training_step(self.shell, window, controls)
             at.step += 1
