@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,11 +64,14 @@ def read_image(path: Path, apply_orientation: bool = True, at_least: int | None 
     naming the file when it is missing, empty, no image, truncated, or has floating-point pixels.
     """
     data = _read_bytes(path)
+    size = _plain_jpeg_size(data)
+    if size is not None:
+        return _decode_jpeg(data, path, _reduction(size, at_least))
     try:
         with Image.open(io.BytesIO(data)) as image:
             _require_intact(image.format, data, path)
             orientation = _orientation(image)
-            pixels = _rgb(image, data, path, _reduction(image, at_least))
+            pixels = _rgb(image, data, path, _reduction(image.size, at_least))
     except (*DAMAGE, Image.DecompressionBombError) as error:
         raise _unreadable(path, error) from error
     return _oriented(pixels, orientation) if apply_orientation else pixels
@@ -126,10 +130,10 @@ def refuse_photograph(levels: np.ndarray, path: Path) -> None:
         )
 
 
-def _reduction(image: Image.Image, at_least: int | None) -> int:
+def _reduction(size: tuple[int, int], at_least: int | None) -> int:
     if at_least is None:
         return 1
-    return next((factor for factor in REDUCTIONS if min(image.size) // factor >= at_least), 1)
+    return next((factor for factor in REDUCTIONS if min(size) // factor >= at_least), 1)
 
 
 def _rgb(image: Image.Image, data: bytes, path: Path, reduction: int) -> np.ndarray:
@@ -202,24 +206,49 @@ def _is_plain_png(data: bytes) -> bool:
     return False
 
 
-def _jpeg_is_complete(data: bytes) -> bool:
-    """Whether an end-of-image marker follows the first scan.
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Marker, begin and end of each segment up to the first scan's header, whose end is that of the data.
 
-    The segments before the scan are skipped by their lengths, because an EXIF thumbnail is a JPEG of its own;
-    in the scan itself FF D9 cannot occur (FF is followed by a stuffed 00).
+    They are skipped by their lengths, because an EXIF thumbnail is a JPEG of its own. (ITU-T T.81, annex B.)
     """
     position = 2
-    while position + 4 <= len(data):
-        if data[position] != 0xFF:
-            return False
+    while position + 4 <= len(data) and data[position] == 0xFF:
         marker = data[position + 1]
         if marker == 0xFF:  # fill byte
             position += 1
             continue
         if marker == 0xDA:
-            return data.rfind(b"\xff\xd9", position) >= 0  # mostly the last two bytes
-        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-    return False
+            yield marker, position, len(data)
+            return
+        end = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+        yield marker, position + 4, end
+        position = end
+
+
+def _jpeg_is_complete(data: bytes) -> bool:
+    """Whether an end-of-image marker follows the first scan: in the scan itself FF D9 cannot occur (FF is followed by a
+    stuffed 00)."""
+    scan = next((begin for marker, begin, _ in _jpeg_segments(data) if marker == 0xDA), len(data))
+    return data.rfind(b"\xff\xd9", scan) >= 0  # mostly the last two bytes
+
+
+def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height of a JPEG that needs none of Pillow's care, which takes a tenth of decoding: 8 bits, grey or
+    three channels, and no EXIF block, whose orientation would count."""
+    if not data.startswith(b"\xff\xd8\xff"):
+        return None
+    size = None
+    for marker, begin, end in _jpeg_segments(data):
+        if marker == 0xE1 and data.startswith(b"Exif", begin):
+            return None
+        if marker in (0xC0, 0xC1, 0xC2):  # baseline, extended, progressive
+            depth, height, width, channels = struct.unpack_from(">BHHB", data.ljust(end), begin)
+            if depth != 8 or channels not in (1, 3) or not 0 < width * height <= (Image.MAX_IMAGE_PIXELS or 0):
+                return None
+            size = width, height
+        if marker == 0xDA:
+            return size
+    return None
 
 
 def _require_intact(form: str | None, data: bytes, path: Path) -> None:

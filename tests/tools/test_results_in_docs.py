@@ -42,6 +42,11 @@ def test_tables_on_the_page_are_those_of_the_results(block):
     assert read_block(DOCS / page, block) == tables(results)
 
 
+def test_the_table_of_loading_is_that_of_the_results():
+    results = json.loads((RESULTS / "loader.json").read_text(encoding="utf-8"))
+    assert read_block(ROOT / "docs" / "data.md", "loader") == report.markdown_tables(results)
+
+
 def test_the_table_of_incidents_is_that_of_the_results():
     results = json.loads((RESULTS / "incidents.json").read_text(encoding="utf-8"))
     assert read_block(stability_page.PAGE, "incidents") == stability_page.markdown_table(results)

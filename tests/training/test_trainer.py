@@ -48,6 +48,11 @@ EMPTY: dict[str, Any] = {"groups": {}, "empty": {"count": 0}}
 TIMES = {"train/images_per_second", "train/data_wait", "checkpoint/seconds", "checkpoint/blocked_seconds"}
 
 
+def slow(*values: Any) -> Any:
+    """Parameters that are left to the long tests."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 def read_events(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
 
@@ -152,7 +157,7 @@ def test_the_frozen_phase_leaves_the_backbone_alone_and_the_full_one_trains_it(t
     assert any(not torch.equal(second[name], third[name]) for name in backbone)
 
 
-@pytest.mark.parametrize("fp16", [False, True])
+@pytest.mark.parametrize("fp16", [slow(False), True])
 def test_the_same_run_twice_gives_the_same_bits(tiny_experiment, tmp_path, fp16):
     first = train(tiny_experiment(output=tmp_path / "a"), fp16=fp16)
     second = train(tiny_experiment(output=tmp_path / "b"), fp16=fp16)
@@ -167,8 +172,7 @@ def test_another_seed_gives_another_run(tiny_experiment, tmp_path):
     assert numbers(first) != numbers(second)
 
 
-@pytest.mark.parametrize("fp16", [False, True])
-@pytest.mark.parametrize("after", [1, 2])
+@pytest.mark.parametrize(("after", "fp16"), [(1, True), (2, False), slow(1, False), slow(2, True)])
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tiny_experiment, tmp_path, fp16, after, monkeypatch):
     """Interrupted after an epoch, at the phase change and inside a phase, then continued by --resume auto."""
     overrides = ("phases.full.epochs=2", f"data.workers={after - 1}")
@@ -179,7 +183,8 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tiny_experiment, tmp
 
 
 @pytest.mark.parametrize("mixture", [
-    "model.moe.mode='static'", "model.moe.mode='random'", "model.moe.mode='dense'", "model.moe.balance.kind='switch'",
+    "model.moe.mode='static'", "model.moe.mode='random'", slow("model.moe.mode='dense'"),
+    slow("model.moe.balance.kind='switch'"),
 ])  # fmt: skip
 def test_every_kind_of_mixture_goes_on_bit_for_bit(tiny_experiment, tmp_path, mixture, monkeypatch):
     whole = train(tiny_experiment(mixture, output=tmp_path / "whole"))
@@ -187,7 +192,7 @@ def test_every_kind_of_mixture_goes_on_bit_for_bit(tiny_experiment, tmp_path, mi
     assert_same_run(run, whole)
 
 
-@pytest.mark.parametrize("stop", [3, 6, 7])
+@pytest.mark.parametrize("stop", [slow(3), 6, slow(7)])
 def test_weights_in_channels_last_go_on_bit_for_bit(tiny_experiment, tmp_path, stop):
     """As the quickstart has them. Fused AdamW pairs weights and moments by their order in memory, and a file has one
     order alone; at step 3 the backbone has no moments yet, at 6 and 7 it has."""
@@ -207,7 +212,7 @@ MID_EPOCH = ("data.batch_size=1", "optimizer.accumulate=2", "data.image_size=64"
 
 @pytest.mark.parametrize(
     ("step", "fp16", "workers", "asynchronous"),
-    [(1, False, 0, "true"), (3, True, 2, "true"), (4, False, 2, "false"), (6, True, 0, "false")],
+    [(1, False, 0, "true"), (3, True, 2, "true"), slow(4, False, 2, "false"), slow(6, True, 0, "false")],
 )
 def test_a_run_stopped_in_mid_epoch_goes_on_bit_for_bit(
     tiny_experiment, tmp_path, record, step, fp16, workers, asynchronous
@@ -370,7 +375,7 @@ def test_a_progressive_phase_trains_one_stage_more_after_each_quarter(tiny_exper
     assert min(norms) > 0
 
 
-@pytest.mark.parametrize(("backbone", "after"), [("resnet10t", 3), ("edgenext_xx_small", 2)])
+@pytest.mark.parametrize(("backbone", "after"), [("resnet10t", 3), slow("edgenext_xx_small", 2)])
 def test_resuming_in_the_middle_of_a_progressive_phase_changes_no_bit(
     tiny_experiment, tmp_path, after, backbone, monkeypatch
 ):

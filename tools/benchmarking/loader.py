@@ -69,10 +69,10 @@ def measure_loader(settings: Settings) -> Report:
         ratios[f"wall time, workers: {workers}"] = {
             f"{n} / {PLAIN}": wall_ratio(of_workers[f"{n}, workers: {workers}"], plain) for n in ways if n != PLAIN
         }
-    measured = {name: ratios["time per image"][f"{name} / {PLAIN}"]["median"] for name in (FILES, CACHE)}
     targets = [
-        Target(f"time per image, {FILES} / {PLAIN}", 0.8, measured[FILES]),
-        Target(f"time per image, {CACHE} / {PLAIN}", 0.2, measured[CACHE]),
+        Target(f"{figure}, {name} / {PLAIN}", at_most, pairs[f"{name} / {PLAIN}"]["median"])
+        for name, at_most in ((FILES, 0.8), (CACHE, 0.2))
+        for figure, pairs in ratios.items()
     ]
     return Report({"loading": rows, "grey levels": differences}, ratios, targets, settings.of_targets)
 

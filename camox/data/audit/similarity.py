@@ -70,7 +70,8 @@ def near_duplicates(
         least_correlation: of what `detail_correlation` gives for a pair.
 
     Returns:
-        Pairs by ascending distance. Comparing all hashes of 6000 images takes about a second.
+        Pairs by ascending distance. Comparing all hashes of 6000 images takes a tenth of a second, aligning what they
+        propose some milliseconds a pair: seconds where photographs differ, minutes for thousands of nearly alike.
     """
     hashes = np.array([perceptual_hash(grey) for grey in greys], np.uint64)
     found = []
