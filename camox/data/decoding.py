@@ -3,8 +3,10 @@
 import io
 import struct
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Literal, Protocol
 
 import cv2
 import numpy as np
@@ -15,6 +17,16 @@ from camox.errors import DataError
 # What Pillow's readers raise on damaged files, depending on the format and on the damaged place.
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, struct.error)
 _EXIF_ORIENTATION = 0x0112
+
+
+class Encoded(Protocol):
+    """An encoded image that is no file of its own; `str()` of it is what messages call it."""
+
+    def open(self, mode: Literal["rb"], /) -> IO[bytes]:
+        """Its bytes, as those of a file. Raises `OSError` where they cannot be read."""
+
+
+ImageFile = Path | Encoded
 
 
 @dataclass(frozen=True)
@@ -36,16 +48,16 @@ class Header:
         return (self.height, self.width) if self.orientation >= 5 else (self.width, self.height)
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: ImageFile) -> Header:
     """Size and orientation of an image file without decoding it (0.05 ms). Raises `DataError`."""
     try:
-        with Image.open(path) as image:
+        with path.open("rb") as file, Image.open(file) as image:
             return Header(image.width, image.height, _orientation(image))
     except (*_DAMAGE, Image.DecompressionBombError) as error:
         raise _unreadable(path, error) from error
 
 
-def read_image(path: Path, apply_orientation: bool = True) -> np.ndarray:
+def read_image(path: ImageFile, apply_orientation: bool = True) -> np.ndarray:
     """Decode an image file to uint8 [H, W, 3], RGB.
 
     Grey, palette and CMYK images become RGB, 16-bit levels are divided by 256, alpha is dropped (the colours
@@ -63,7 +75,7 @@ def read_image(path: Path, apply_orientation: bool = True) -> np.ndarray:
     return _oriented(pixels, orientation) if apply_orientation else pixels
 
 
-def read_mask(path: Path) -> np.ndarray:
+def read_mask(path: ImageFile) -> np.ndarray:
     """Decode a mask file to uint8 [H, W] in {0, 1}; 1 is the object.
 
     The level of a pixel is its grey value or, in a colour or palette mask, its largest channel; transparent
@@ -78,7 +90,7 @@ def read_mask(path: Path) -> np.ndarray:
     return (levels > object_threshold(levels)).astype(np.uint8)
 
 
-def read_levels(path: Path) -> np.ndarray:
+def read_levels(path: ImageFile) -> np.ndarray:
     """Decode a mask file to its levels, uint8 [H, W], before `read_mask` puts a threshold to them."""
     data = _read_bytes(path)
     try:
@@ -96,7 +108,7 @@ def object_threshold(levels: np.ndarray) -> int:
     return 128 if levels.max() > 128 else 0
 
 
-def refuse_photograph(levels: np.ndarray, path: Path) -> None:
+def refuse_photograph(levels: np.ndarray, path: ImageFile) -> None:
     """Raise `DataError` where the levels [H, W] of the mask file `path` are those of a photograph."""
     # Blurred edges of a soft mask are a small part of it, and labels are few.
     counts = cv2.calcHist([np.ascontiguousarray(levels)], [0], None, [256], [0, 256])  # a sixth of bincount
@@ -108,7 +120,7 @@ def refuse_photograph(levels: np.ndarray, path: Path) -> None:
         )
 
 
-def _rgb(image: Image.Image, data: bytes, path: Path) -> np.ndarray:
+def _rgb(image: Image.Image, data: bytes, path: ImageFile) -> np.ndarray:
     if image.format == "JPEG" and image.mode in ("RGB", "L"):
         return _decode_jpeg(data, path)
     if image.mode == "I" or image.mode.startswith("I;16"):
@@ -118,7 +130,7 @@ def _rgb(image: Image.Image, data: bytes, path: Path) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
-def _levels(image: Image.Image, data: bytes, path: Path) -> np.ndarray:
+def _levels(image: Image.Image, data: bytes, path: ImageFile) -> np.ndarray:
     """Levels of a mask as uint8 [H, W]."""
     if image.format == "JPEG" and image.mode in ("RGB", "L"):
         return _decode_jpeg(data, path).max(axis=2)
@@ -141,12 +153,12 @@ def _integer_levels(image: Image.Image) -> np.ndarray:
     return np.clip(np.array(image).astype(np.int64), 0, 65535)
 
 
-def _reject_float(image: Image.Image, path: Path) -> None:
+def _reject_float(image: Image.Image, path: ImageFile) -> None:
     if image.mode == "F":
         raise DataError(f"{path}: has floating-point pixels, whose range is not known: save it with 8 or 16 bits")
 
 
-def _decode_jpeg(data: bytes, path: Path) -> np.ndarray:
+def _decode_jpeg(data: bytes, path: ImageFile) -> np.ndarray:
     # OpenCV decodes a JPEG in less than half of Pillow's time, but fills what a truncated file lacks with
     # grey and says so on stderr only.
     if not _jpeg_is_complete(data):
@@ -181,7 +193,7 @@ def _jpeg_is_complete(data: bytes) -> bool:
     return False
 
 
-def _require_intact(form: str | None, data: bytes, path: Path) -> None:
+def _require_intact(form: str | None, data: bytes, path: ImageFile) -> None:
     """Raise `DataError` where a chunk of a PNG does not match its checksum: Pillow would show what is left of it."""
     if form != "PNG":
         return
@@ -215,9 +227,10 @@ def _oriented(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
-def _read_bytes(path: Path) -> bytes:
+def _read_bytes(path: ImageFile) -> bytes:
     try:
-        data = Path(path).read_bytes()
+        with path.open("rb") as file:
+            data = file.read()
     except OSError as error:
         raise _unreadable(path, error) from error
     if not data:
@@ -225,13 +238,18 @@ def _read_bytes(path: Path) -> bytes:
     return data
 
 
-def _unreadable(path: Path, error: Exception) -> DataError:
+def _unreadable(path: ImageFile, error: Exception) -> DataError:
     if isinstance(error, FileNotFoundError):
         return DataError(f"{path}: no such file")
     if isinstance(error, Image.DecompressionBombError):
         return DataError(f"{path}: has too many pixels to be a photograph ({error}): make it smaller")
     if isinstance(error, Image.UnidentifiedImageError):
-        empty = Path(path).is_file() and Path(path).stat().st_size == 0
-        what = "the file is empty (0 bytes)" if empty else "not an image of a known format"
+        what = "the file is empty (0 bytes)" if _is_empty(path) else "not an image of a known format"
         return DataError(f"{path}: {what}: copy or download it again, or remove it")
     return DataError(f"{path}: cannot be read ({error}): copy or download it again")
+
+
+def _is_empty(path: ImageFile) -> bool:
+    with suppress(OSError), path.open("rb") as file:
+        return not file.read(1)
+    return False

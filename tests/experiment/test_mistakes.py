@@ -92,6 +92,11 @@ DATA_MISTAKES = {
         'train = [{ layout = "folder", images = "i",\n masks = "m" },\n { layout = "cod10k", path = "x", splitt = "test" }]',
         '5: [data] train[1]: unknown key "splitt": did you mean "split"?',
     ),
+    "unknown key of a set of the hub": (
+        'train = [{ hub = "a/b", masks = "gt" }]',
+        '3: [data] train[0]: unknown key "masks": did you mean "mask"?',
+    ),
+    "hub that is no text": ("train = [{ hub = 3 }]", "3: [data] train[0]: hub must be a string, not the number 3"),
     "key missing in a source": (
         'train = [{ layout = "cod10k" }]',
         '3: [data] train[0]: missing key "path": add path = …',
@@ -99,7 +104,7 @@ DATA_MISTAKES = {
     "source that is none": (
         "train = [3]",
         '3: [data] train[0]: must be a table, not the number 3: write { layout = "auto", path = "…" }, '
-        '{ layout = "folder", images = "…", masks = "…" } or { synthetic = "habitats", count = … }',
+        '{ layout = "folder", images = "…", masks = "…" }, { hub = "owner/name" } or { synthetic = "habitats", count = … }',
     ),
     "value in a source": (
         'train = [{ synthetic = "habitats", count = 0 }]',
