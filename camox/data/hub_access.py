@@ -60,14 +60,17 @@ def load_table(address: HubAddress) -> "tuple[Dataset, tuple[str, ...]]":
         return datasets.load_dataset(_path(address), address.config, **_which(address)), notices
 
 
-def load_stream(address: HubAddress) -> "tuple[IterableDataset, tuple[str, ...]]":
-    """The rows of a set, to be read one after the other without a download. Otherwise as `load_table`."""
+def load_stream(address: HubAddress) -> "tuple[IterableDataset, int | None, tuple[str, ...]]":
+    """The rows of a set, to be read one after the other without a download; how many there are, where the set tells it;
+    and what the user must be told. Raises `DataError` as `load_table` does."""
     _require_sense(address)
     with _library(address) as (datasets, notices):
         if _is_saved(address):
             saved = _part_of_saved(datasets, address)
-            return saved.to_iterable_dataset(num_shards=max(len(saved.cache_files), 1)), notices
-        return datasets.load_dataset(_path(address), address.config, streaming=True, **_which(address)), notices
+            return saved.to_iterable_dataset(num_shards=max(len(saved.cache_files), 1)), len(saved), notices
+        stream = datasets.load_dataset(_path(address), address.config, streaming=True, **_which(address))
+        split = (stream.info.splits or {}).get(address.split)
+        return stream, getattr(split, "num_examples", None) or None, notices
 
 
 def _require_sense(address: HubAddress) -> None:
@@ -197,7 +200,7 @@ def _told(address: HubAddress, error: Exception, offline: bool) -> DataError:
             f"{this} is not on this machine, and {reason}: connect to the network, or save the set elsewhere with "
             f'datasets.load_dataset("{address.hub}").save_to_disk(FOLDER) and give hub = "FOLDER"'
         )
-    if match := re.match(r"Unknown split .*Should be one of \[(.*)\]", text):
+    if match := re.match(r"(?:Unknown|Bad) split.*(?:Should be one of|Available splits:) \[(.*)\]", text):
         return DataError(_no_split(address, match[1].replace("'", "").split(", ")))
     if "Config name is missing" in text or "BuilderConfig" in text:
         given = f'has no configuration "{address.config}"' if address.config else "has several configurations"

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import cv2
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from camox.data.samples import Samples
+from camox.data.streams import Reading, StreamedRow
 from camox.data.transforms import augment, augmentation_seed, build_augmentation, resize_image, resize_mask
 from camox.errors import DataError
 
@@ -21,8 +22,8 @@ class TrainBatch:
     """Images and masks of B training samples at one size S.
 
     `images` uint8 [B, 3, S, S] RGB, `masks` uint8 [B, 1, S, S] in {0, 1}, `indices` int64 [B] into the
-    source. `problems` has a message for every sample that is not fit to train on; zeros stand in its place. `weights`
-    float32 [B] is 0 for these and 1 for all others.
+    source, or -1 for streamed samples, which have no place in one. `problems` has a message for every sample that is
+    not fit to train on; zeros stand in its place. `weights` float32 [B] is 0 for these and 1 for all others.
     """
 
     images: Tensor
@@ -30,6 +31,7 @@ class TrainBatch:
     indices: Tensor
     weights: Tensor
     problems: list[str]
+    names: list[str] = field(default_factory=list)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "TrainBatch":
         """The batch with its tensors on `device`; asynchronous only from pinned memory."""
@@ -85,17 +87,24 @@ class _Item:
     image: np.ndarray
     mask: np.ndarray
     problem: str | None = None
+    name: str = ""
+
+
+TrainKey = tuple[int, int] | tuple[int, int, StreamedRow]
+"""Epoch and index of a sample, or epoch, number in it, and what came of a streamed one."""
 
 
 class TrainSet(Dataset[_Item]):
-    """Training samples, resized to `image_size`² pixels and augmented; the key is (epoch, index).
+    """Training samples, resized to `image_size`² pixels and augmented; the key is a `TrainKey`.
 
     `augment` lists albumentations transforms (see `transforms.build_augmentation`, whose errors this raises);
     they see the resized image, and what they make of another size is resized again. What a key gives
     depends on nothing but the source, the arguments and the key.
     """
 
-    def __init__(self, source: Samples, image_size: int, augment: Sequence[Mapping[str, Any]] = (), seed: int = 0):
+    def __init__(
+        self, source: Samples | Reading, image_size: int, augment: Sequence[Mapping[str, Any]] = (), seed: int = 0
+    ):
         self.source = source
         self.image_size = image_size
         self.seed = seed
@@ -104,24 +113,32 @@ class TrainSet(Dataset[_Item]):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, key: tuple[int, int]) -> _Item:
-        epoch, index = key
+    def __getitem__(self, key: TrainKey) -> _Item:
+        epoch, index, *streamed = key
+        name = streamed[0].name if streamed else self._samples.names[index]
         try:
-            image, mask = self._load(epoch, index)
+            source, position = (streamed[0].opened(), 0) if streamed else (self._samples, index)
+            image, mask = self._load(source, position, augmentation_seed(self.seed, epoch, index))
+            problem = None
         except DataError as error:
             # Raised in a worker it would end this process only, and other ranks would wait for it forever.
             image, mask = _zeros(self.image_size)
-            return _Item(index, image, mask, _problem(self.source, index, error))
-        return _Item(index, image, mask)
+            problem = _problem(name, index, error)
+        return _Item(-1 if streamed else index, image, mask, problem, name)
 
-    def _load(self, epoch: int, index: int) -> tuple[np.ndarray, np.ndarray]:
-        sample = self.source[index]
+    @property
+    def _samples(self) -> Samples:
+        assert not isinstance(self.source, Reading), "streamed samples come with their keys"
+        return self.source
+
+    def _load(self, source: Samples, position: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        sample = source[position]
         image, mask = resize_image(sample.image, self.image_size), resize_mask(sample.mask, self.image_size)
         if image.min() == image.max():
             raise DataError("every pixel of the image is the same: nothing can be seen in it; remove or replace it")
         if self.augmentation is None:
             return image, mask
-        image, mask = augment(self.augmentation, image, mask, augmentation_seed(self.seed, epoch, index))
+        image, mask = augment(self.augmentation, image, mask, seed)
         return resize_image(image, self.image_size), resize_mask(mask, self.image_size)
 
 
@@ -144,7 +161,7 @@ class EvalSet(Dataset[_Item]):
             sample = self.source[index]
         except DataError as error:
             image, mask = _zeros(self.image_size)
-            return _Item(index, image, mask, _problem(self.source, index, error))
+            return _Item(index, image, mask, _problem(self.source.names[index], index, error))
         image = resize_image(sample.image, self.image_size)
         return _Item(index, image if self.alter is None else self.alter(image, sample.name), sample.mask)
 
@@ -162,11 +179,11 @@ class EvalSet(Dataset[_Item]):
 
 def train_loader(
     dataset: TrainSet,
-    batch_sampler: Iterable[Sequence[tuple[int, int]]],
+    batch_sampler: Iterable[Sequence[TrainKey]],
     workers: int,
     pin_memory: bool,
 ) -> DataLoader[TrainBatch]:
-    """Batches of training samples; `batch_sampler` yields the (epoch, index) keys of each batch.
+    """Batches of training samples; `batch_sampler` yields the keys of each batch.
 
     With `workers` > 0 that many processes load ahead (two batches each) and live as long as the loader. Each
     `iter()` asks the batch sampler anew.
@@ -235,6 +252,7 @@ def collate_train(items: Sequence[_Item]) -> TrainBatch:
         indices=torch.tensor([item.index for item in items], dtype=torch.int64),
         weights=torch.tensor([float(item.problem is None) for item in items]),
         problems=_problems(items),
+        names=[item.name for item in items],
     )
 
 
@@ -247,8 +265,8 @@ def _problems(items: Sequence[_Item]) -> list[str]:
     return [item.problem for item in items if item.problem is not None]
 
 
-def _problem(source: Samples, index: int, error: DataError) -> str:
-    return f"sample {index} ({source.names[index]}): {error}"
+def _problem(name: str, index: int, error: DataError) -> str:
+    return f"sample {index} ({name}): {error}"
 
 
 def _zeros(size: int) -> tuple[np.ndarray, np.ndarray]:

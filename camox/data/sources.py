@@ -146,6 +146,8 @@ def open_source(specification: Mapping[str, Any], split: str = "train") -> Sourc
 
 
 def _open_hub(given: Mapping[str, Any], split: str, label: str, weight: float) -> Source:
+    if given.get("streaming"):
+        raise DataError(f"{label} can be streamed for training alone: remove streaming here")
     address = HubAddress(**{"split": split, **{key: given[key] for key in ADDRESS_KEYS if key in given}})
     reading = {key: given[key] for key in (*COLUMN_KEYS, "super_class", "non_camouflaged") if key in given}
     found, remark = hub_pairs(address, **reading)

@@ -86,6 +86,17 @@ class HubSource(_FileSource):
     revision: str | None = Field(default=None, min_length=1)
     """Branch, tag or commit of the set on the hub."""
 
+    streaming: bool = False
+    """Whether the set is read while it is trained on, instead of being downloaded first. For `train`, as its only
+    source, beside a `val` that is not streamed."""
+
+    count: int | None = Field(default=None, ge=1)
+    """Samples of an epoch of a streamed set, over all devices; by default as many as the set says it has."""
+
+    shuffle_buffer: int | None = Field(default=None, ge=1)
+    """Rows of a streamed set that are shuffled among each other; by default 256. Each device holds two such blocks of
+    undecoded images in memory."""
+
 
 class HabitatsSource(_Source):
     """Synthetic camouflage, painted from a seed: no files, no downloads."""
@@ -194,6 +205,11 @@ class Data(Table):
 
     augment: tuple[Augmentation, ...] = ()
     """Transforms of training images and masks, in this order."""
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether what is trained on is read as it comes."""
+        return any(isinstance(source, HubSource) and source.streaming for source in self.train)
 
     @model_validator(mode="before")
     @classmethod

@@ -11,6 +11,7 @@ from torch import nn
 from camox.data.loading import EvalSet
 from camox.data.samples import Source
 from camox.data.sources import Subset, open_sources, open_training_sources
+from camox.data.streams import Reading, open_stream
 from camox.errors import CheckpointError
 from camox.experiment import Experiment
 from camox.inference.loaded_model import load_model
@@ -32,8 +33,11 @@ from camox.training.step import TrainingStep
 from camox.training.validation import Validator
 
 
-def open_data(experiment: Experiment) -> tuple[Source | Subset, Source | Subset]:
-    """Training samples and held-out samples of an experiment.
+def open_data(
+    experiment: Experiment, accelerator: Accelerator | None = None
+) -> tuple[Source | Subset | Reading, Source | Subset]:
+    """Training samples and held-out samples of an experiment; of a streamed set the part of this process, by default
+    all.
 
     Raises:
         DataError: a source is missing, empty or not what its layout says.
@@ -41,6 +45,11 @@ def open_data(experiment: Experiment) -> tuple[Source | Subset, Source | Subset]
     """
     require_declared_selection(experiment)
     data = experiment.data
+    if data.is_streamed:
+        (train,) = data.train
+        rank = {} if accelerator is None else {"rank": accelerator.process_index, "ranks": accelerator.num_processes}
+        reading = Reading(open_stream(train.plain()), experiment.experiment.seed, **rank)
+        return reading, open_sources([source.plain() for source in data.val])
     return open_training_sources(
         [source.plain() for source in data.train],
         [source.plain() for source in data.val],
@@ -148,12 +157,19 @@ def build_saver(experiment: Experiment, step: TrainingStep, folder: RunFolder, r
     return Saver(folder.path, experiment.checkpoints, config, fingerprint, step.accelerator, reporter.saved)
 
 
-def build_state(experiment: Experiment, step: TrainingStep, parts: Mapping[str, Stateful]) -> RunState:
-    """The whole state of a run: that of the step, and of `parts` by their names in checkpoints."""
+def build_state(
+    experiment: Experiment,
+    step: TrainingStep,
+    parts: Mapping[str, Stateful],
+    source: Source | Subset | Reading | None = None,
+) -> RunState:
+    """The whole state of a run: that of the step, of `parts` by their names in checkpoints, and how far this rank has
+    read the `source` that is trained on, where it is streamed."""
     parts = {**parts, **({} if step.spikes is None else {"spikes": step.spikes})}
     meters = {"batches": step.batch_meters, "steps": step.step_meters}
     optimizer, size = step.optimizer.optimizer, experiment.data.image_size
-    return RunState(step.accelerator, step.network, optimizer, step.average, parts, meters, size)
+    reading = source if isinstance(source, Reading) else None
+    return RunState(step.accelerator, step.network, optimizer, step.average, parts, meters, size, reading)
 
 
 def build_watchdog(

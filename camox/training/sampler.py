@@ -37,12 +37,7 @@ class EpochBatches:
     ):
         self._parts = _parts_of_equal_weight(weights, left_out)
         self._samples = sum(count for _, count in self._parts)
-        if self._samples < batch_size * ranks:
-            raise ExperimentError(
-                f"{counted(self._samples, 'training sample')} cannot fill one batch of {batch_size} on "
-                f"{counted(ranks, 'process')}: "
-                "lower data.batch_size (or the phase's), or give more data"
-            )
+        require_a_batch(self._samples, batch_size, ranks)
         self.batch_size = batch_size
         self.seed = seed
         self.rank = rank
@@ -54,6 +49,9 @@ class EpochBatches:
     def set_position(self, epoch: int, start: int = 0, attempt: int = 0) -> None:
         """The next iteration gives `epoch` from its batch `start` on; another `attempt` is another order."""
         self.epoch, self.start, self.attempt = epoch, start, attempt
+
+    def consumed(self, batches: int) -> None:
+        """Nothing to note: what a batch holds follows from its number."""
 
     def __len__(self) -> int:
         """Batches in a whole epoch, on each rank."""
@@ -71,6 +69,16 @@ class EpochBatches:
         whole, rest = divmod(count, len(members))
         turn = np.random.default_rng([self.seed, len(members)]).permutation(members) if rest else members
         return np.concatenate([*[members] * whole, np.take(turn, np.arange(rest) + self.epoch * rest, mode="wrap")])
+
+
+def require_a_batch(samples: int, batch_size: int, ranks: int) -> None:
+    """Raise `ExperimentError` where so many samples are fewer than one batch over all ranks."""
+    if samples < batch_size * ranks:
+        raise ExperimentError(
+            f"{counted(samples, 'training sample')} cannot fill one batch of {batch_size} on "
+            f"{counted(ranks, 'process')}: "
+            "lower data.batch_size (or the phase's), or give more data"
+        )
 
 
 def _parts_of_equal_weight(weights: Sequence[float], left_out: Collection[int]) -> list[tuple[NDArray[np.int64], int]]:
