@@ -183,7 +183,10 @@ def evaluate(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder for the scores [default: RUN/evaluation, or RUN/evaluation-NAME]."),
+        typer.Option(
+            metavar="DIR",
+            help="Folder for the scores [default: RUN/evaluation, or RUN/evaluation-NAME; needed to compare].",
+        ),
     ] = None,
     weights: _Weights = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Images that the model sees at once.")] = 8,
@@ -286,6 +289,25 @@ def data_check(
     from camox.diagnosis.data_check.check import check_data
 
     raise typer.Exit(check_data(path, out, count, workers))
+
+
+@data_app.command("preview", epilog="Example: `camox data preview experiments/quickstart.toml --out preview.png`")
+def data_preview(
+    experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT.toml", help="The experiment to look at.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="TABLE.KEY=VALUE", help="Values in place of the file's.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="PNG", help="Where to draw to [default: NAME_preview.png].")
+    ] = None,
+    epoch: Annotated[int, typer.Option(min=1, help="The first of five epochs whose augmentation is shown.")] = 1,
+    count: Annotated[int, typer.Option(min=1, help="Samples, spread over the training set.")] = 8,
+) -> None:
+    """Draw training samples as the network gets them: resized, augmented by the run's seed, masks outlined."""
+    from camox.diagnosis.data_preview import preview
+    from camox.experiment import Experiment
+
+    preview(Experiment.load(experiment, overrides or []), out, epoch, count)
 
 
 @app.command(

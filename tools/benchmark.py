@@ -4,12 +4,13 @@ python tools/benchmark.py step --json benchmarks/results/step.json
 python tools/benchmark.py moe --rounds 3
 python tools/benchmark.py step --from benchmarks/results/step.json --markdown docs/model.md
 
-Suites: `step`, a whole training step, and the trainer's loop; `moe`, the mixtures of experts alone; `checkpoint`, how
-long saving keeps training waiting; `inspect`, the command that looks for NaN in a checkpoint (on Linux). What is
-compared is timed in interleaved rounds. Steps and mixtures are timed by process time (on a GPU by its own clock), so
-that neither a slow minute nor a neighbour on the machine favours one of them; the other two by wall time. The asked
-figures are stated for the default settings: with others they are not judged. With `--from` nothing is measured: the
-tables of a results file are shown, or written into a page.
+Suites: `step`, a whole training step, and the trainer's loop; `moe`, the mixtures of experts alone; `loader`, files and
+the cache of resized images against a plain pipeline; `checkpoint`, how long saving keeps training waiting; `inspect`,
+the command that looks for NaN in a checkpoint (on Linux); `measures`, how far our measures are from pysodmetrics, and
+how long both take. What is compared is timed in interleaved rounds. Steps, mixtures, loading and measures are timed by
+process time (on a GPU by its own clock), so that neither a slow minute nor a neighbour on the machine favours one of
+them; the others by wall time. The asked figures are stated for the default settings: with others they are not judged.
+With `--from` nothing is measured: the tables of a results file are shown, or written into a page.
 """
 
 import argparse
@@ -31,6 +32,8 @@ from rich.console import Console
 
 from benchmarking.checkpoint import measure_checkpoints
 from benchmarking.inspection import measure_inspection
+from benchmarking.loader import measure_loader
+from benchmarking.measures import measure_measures
 from benchmarking.moe import measure_mixtures
 from benchmarking.report import Report, markdown_tables, show
 from benchmarking.settings import PRECISIONS, Settings
@@ -44,10 +47,17 @@ SCRIPT = "tools/benchmark.py"
 SUITES: dict[str, Callable[[Settings], Report]] = {
     "step": measure_steps,
     "moe": measure_mixtures,
+    "loader": measure_loader,
     "checkpoint": measure_checkpoints,
     "inspect": measure_inspection,
+    "measures": measure_measures,
 }
-USED = {"checkpoint": ("device", "backbone", "width", "rounds"), "inspect": ("megabytes", "rounds")}
+USED = {
+    "checkpoint": ("device", "backbone", "width", "rounds"),
+    "inspect": ("megabytes", "rounds"),
+    "loader": ("image_size", "batch", "rounds"),
+    "measures": ("device", "rounds"),
+}
 """The settings that these suites have; the others have all but `megabytes`."""
 
 
@@ -104,8 +114,10 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         parser.error("--markdown needs --from FILE: measure with --json FILE first")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no CUDA device; leave the option out to measure on the CPU")
-    if options.device == "cuda" and options.suite == "inspect":
-        parser.error("--device cuda: suite inspect reads files and computes nothing on a GPU; leave the option out")
+    if options.device == "cuda" and options.suite in ("inspect", "loader"):
+        parser.error(
+            f"--device cuda: suite {options.suite} reads files and computes nothing on a GPU; leave the option out"
+        )
     if options.device == "cpu" and options.precision == "fp16":
         parser.error("--precision fp16 needs --device cuda: on a CPU use fp32 or bf16")
     return options

@@ -92,6 +92,10 @@ class Habitats:
         image = _paint(rng, mask, _draw_cues(rng, kind))
         return Sample(name=self.names[index], group=kind, image=image, mask=mask)
 
+    def content(self, index: int) -> str:
+        """All that the sample depends on."""
+        return f"habitats {self.seed} {index} {self.groups[index]} {self.size} {self.empty} {self.tiny}"
+
 
 def _check_arguments(count: int, seed: int, size: int, kinds: tuple[str, ...], empty: float, tiny: float) -> None:
     for kind in kinds:

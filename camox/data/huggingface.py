@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
-from camox.data.decoding import ImageFile
+from camox.data.decoding import ImageFile, stamp
 from camox.data.hub_access import HubAddress, load_table
 from camox.data.hub_columns import Columns, choose_columns, class_names
 from camox.data.pairing import Pair, Pairs, checked, first_of, grouping, is_non_camouflaged, notices_of_groups, stem_of
@@ -30,6 +30,8 @@ class Cell:
     row: int
     place: str
     """What messages call it."""
+    origin: str
+    """Another one when the files of the table are."""
 
     def __str__(self) -> str:
         return self.place
@@ -39,6 +41,10 @@ class Cell:
         (column,) = self.table[self.row].columns
         (cell,) = column.to_pylist()
         return io.BytesIO(cell["bytes"] if isinstance(cell, dict) else cell)
+
+    def stamp(self) -> str:
+        """Files, column and row."""
+        return f"{self.origin} {self.table.column_names} {self.row}"
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,10 @@ class RemoteFile:
         import fsspec
 
         return cast(IO[bytes], fsspec.open(self.address, mode).open())
+
+    def stamp(self) -> str:
+        """The address: those of the hub name a commit."""
+        return self.address
 
 
 def hub_pairs(
@@ -109,6 +119,7 @@ def _left_out(address: HubAddress, all_rows: int, kept: int) -> list[str]:
 def _files(table: "Dataset", column: str, where: str, names: Sequence[str]) -> list[ImageFile]:
     """The images of a column, in the rows themselves or in files that the rows name."""
     alone = table.select_columns([column]).with_format("arrow")
+    origin = " ".join(stamp(Path(file["filename"])) for file in table.cache_files)
     stored, paths = stored_and_paths(_column(table, column))
     lacking = [
         name for name, bytes_there, path in zip(names, stored, paths, strict=True) if not bytes_there and not path
@@ -119,7 +130,9 @@ def _files(table: "Dataset", column: str, where: str, names: Sequence[str]) -> l
             "leave these rows out of the set"
         )
     return [
-        Cell(alone, row, f"{where}, row {row} ({names[row]}), column {column}") if stored[row] else file_at(path)
+        Cell(alone, row, f"{where}, row {row} ({names[row]}), column {column}", origin)
+        if stored[row]
+        else file_at(path)
         for row, path in enumerate(paths)
     ]
 

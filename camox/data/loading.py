@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from camox.data.resized import read_resized
 from camox.data.samples import Samples
 from camox.data.streams import Reading, StreamedRow
 from camox.data.transforms import augment, augmentation_seed, build_augmentation, resize_image, resize_mask
@@ -90,56 +91,63 @@ class _Item:
     name: str = ""
 
 
-TrainKey = tuple[int, int] | tuple[int, int, StreamedRow]
-"""Epoch and index of a sample, or epoch, number in it, and what came of a streamed one."""
+TrainKey = tuple[Any, ...]
+"""Epoch, sample, and where sizes vary its size in pixels. A sample is given by its index, a streamed one is its row."""
 
 
 class TrainSet(Dataset[_Item]):
-    """Training samples, resized to `image_size`² pixels and augmented; the key is a `TrainKey`.
+    """Training samples, resized and augmented; the key is a `TrainKey`.
 
-    `augment` lists albumentations transforms (see `transforms.build_augmentation`, whose errors this raises);
-    they see the resized image, and what they make of another size is resized again. What a key gives
-    depends on nothing but the source, the arguments and the key.
+    Samples have `image_size`² pixels, or the key's size, which is then to be one of `sizes`. `augment` lists
+    albumentations transforms (see `transforms.build_augmentation`, whose errors this raises); they see the resized
+    image, and what they make of another size is resized again. What a key gives depends on nothing but the source, the
+    arguments and the key.
     """
 
     def __init__(
-        self, source: Samples | Reading, image_size: int, augment: Sequence[Mapping[str, Any]] = (), seed: int = 0
+        self,
+        source: Samples | Reading,
+        image_size: int,
+        augment: Sequence[Mapping[str, Any]] = (),
+        seed: int = 0,
+        sizes: Sequence[int] = (),
     ):
         self.source = source
         self.image_size = image_size
         self.seed = seed
-        self.augmentation = build_augmentation(augment, image_size) if augment else None
+        # The same chain for all; but one that crops may be too large for the smallest.
+        chains = [build_augmentation(augment, size) for size in {image_size, *sizes}] if augment else [None]
+        self.augmentation = chains[0]
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, key: TrainKey) -> _Item:
-        epoch, index, *streamed = key
-        name = streamed[0].name if streamed else self._samples.names[index]
+        epoch, sample, *rest = key
+        size = rest[0] if rest else self.image_size
+        streamed = isinstance(sample, StreamedRow)
+        number, name = (sample.number, sample.name) if streamed else (sample, self._samples.names[sample])
+        problem = None
         try:
-            source, position = (streamed[0].opened(), 0) if streamed else (self._samples, index)
-            image, mask = self._load(source, position, augmentation_seed(self.seed, epoch, index))
-            problem = None
+            source, index = (sample.opened(), 0) if streamed else (self._samples, sample)
+            image, mask = self._load(source, index, size, augmentation_seed(self.seed, epoch, number))
         except DataError as error:
             # Raised in a worker it would end this process only, and other ranks would wait for it forever.
-            image, mask = _zeros(self.image_size)
-            problem = _problem(name, index, error)
-        return _Item(-1 if streamed else index, image, mask, problem, name)
+            image, mask = _zeros(size)
+            problem = _problem(name, number, error)
+        return _Item(-1 if streamed else number, image, mask, problem, name)
 
     @property
     def _samples(self) -> Samples:
         assert not isinstance(self.source, Reading), "streamed samples come with their keys"
         return self.source
 
-    def _load(self, source: Samples, position: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        sample = source[position]
-        image, mask = resize_image(sample.image, self.image_size), resize_mask(sample.mask, self.image_size)
-        if image.min() == image.max():
-            raise DataError("every pixel of the image is the same: nothing can be seen in it; remove or replace it")
+    def _load(self, source: Samples, index: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        image, mask = read_resized(source, index, size)
         if self.augmentation is None:
             return image, mask
         image, mask = augment(self.augmentation, image, mask, seed)
-        return resize_image(image, self.image_size), resize_mask(mask, self.image_size)
+        return resize_image(image, size), resize_mask(mask, size)
 
 
 class EvalSet(Dataset[_Item]):
@@ -183,7 +191,7 @@ def train_loader(
     workers: int,
     pin_memory: bool,
 ) -> DataLoader[TrainBatch]:
-    """Batches of training samples; `batch_sampler` yields the keys of each batch.
+    """Batches of training samples; `batch_sampler` yields the keys of each batch, which have one size.
 
     With `workers` > 0 that many processes load ahead (two batches each) and live as long as the loader. Each
     `iter()` asks the batch sampler anew.
@@ -216,15 +224,9 @@ class _Chunks:
 def _loader(
     dataset: Dataset[_Item], batch_sampler: Iterable[Any], workers: int, pin_memory: bool, collate: Any
 ) -> DataLoader[Any]:
-    with warnings.catch_warnings():
-        # More workers than cores is the user's choice; torch repeats its doubts for every loader of every process.
-        warnings.filterwarnings("ignore", message="This DataLoader will create")
-        return _data_loader(dataset, batch_sampler, workers, pin_memory, collate)
-
-
-def _data_loader(
-    dataset: Dataset[_Item], batch_sampler: Iterable[Any], workers: int, pin_memory: bool, collate: Any
-) -> DataLoader[Any]:
+    # More workers than cores is the user's choice; torch repeats its doubts for every loader of every process, when
+    # it is made or when it is first asked for a batch.
+    warnings.filterwarnings("ignore", message="This DataLoader will create")
     return DataLoader(
         dataset,
         batch_sampler=batch_sampler,

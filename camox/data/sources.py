@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from camox.data.decoding import read_image, read_mask
+from camox.data.decoding import REDUCTIONS, read_image, read_mask, stamp
 from camox.data.habitats import Habitats
 from camox.data.hub_access import HubAddress
 from camox.data.huggingface import ADDRESS_KEYS, COLUMN_KEYS, hub_pairs
 from camox.data.layouts import LAYOUTS, SPLITS, Located, locate
 from camox.data.pairing import Pair, folder, pair_up
-from camox.data.samples import Sample, Samples, Source
+from camox.data.samples import Sample, Samples, Source, content_of, read_reduced
 from camox.errors import DataError
 
 
@@ -31,10 +31,21 @@ class PairedFiles:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Sample:
-        pair = self.pairs[index]
-        image = read_image(pair.image, apply_orientation=pair.apply_orientation)
+        return self._read(self.pairs[index], None)
+
+    def reduced(self, index: int, at_least: int) -> Sample:
+        return self._read(self.pairs[index], at_least)
+
+    def content(self, index: int) -> str:
+        """Paths, sizes and times of both files: to hash all bytes would take as long as to decode them."""
+        return f"{stamp(self.pairs[index].image)} {stamp(self.pairs[index].mask)}"
+
+    def _read(self, pair: Pair, at_least: int | None) -> Sample:
+        image = read_image(pair.image, pair.apply_orientation, at_least)
         mask = read_mask(pair.mask)
-        if image.shape[:2] != mask.shape:
+        height, width = mask.shape
+        factors = (1,) if at_least is None else REDUCTIONS
+        if image.shape[:2] not in [(-(-height // factor), -(-width // factor)) for factor in factors]:
             raise DataError(
                 f"{pair.mask}: the mask is {mask.shape[1]}x{mask.shape[0]} but its image {pair.image} is "
                 f"{image.shape[1]}x{image.shape[0]}; the files changed since they were checked: start again"
@@ -69,11 +80,23 @@ class Concatenation:
         return len(self.names)
 
     def __getitem__(self, index: int) -> Sample:
+        part, within = self._located(index)
+        return part[within]
+
+    def reduced(self, index: int, at_least: int) -> Sample:
+        part, within = self._located(index)
+        return read_reduced(part, within, at_least)
+
+    def content(self, index: int) -> str:
+        """What tells whether the sample has changed."""
+        part, within = self._located(index)
+        return content_of(part, within)
+
+    def _located(self, index: int) -> tuple[Samples, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         part = bisect_right(self._ends, index)
-        start = self._ends[part - 1] if part else 0
-        return self.parts[part][index - start]
+        return self.parts[part], index - (self._ends[part - 1] if part else 0)
 
 
 class Subset:
@@ -94,6 +117,13 @@ class Subset:
 
     def __getitem__(self, index: int) -> Sample:
         return self.source[self.indices[index]]
+
+    def reduced(self, index: int, at_least: int) -> Sample:
+        return read_reduced(self.source, self.indices[index], at_least)
+
+    def content(self, index: int) -> str:
+        """What tells whether the sample has changed."""
+        return content_of(self.source, self.indices[index])
 
 
 _OF_FILES = {"layout", "split", "non_camouflaged", "super_class", "name", "weight"}

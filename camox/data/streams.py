@@ -4,6 +4,7 @@ The order of a rank's rows depends on the seed, the rank and the number of ranks
 noted down and gone back to.
 """
 
+import hashlib
 import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -44,6 +45,10 @@ class StoredBytes:
         """The content as a file."""
         return io.BytesIO(self.content)
 
+    def stamp(self) -> str:
+        """The hash of the content."""
+        return hashlib.sha256(self.content).hexdigest()
+
 
 @dataclass(frozen=True)
 class StreamedRow:
@@ -53,6 +58,8 @@ class StreamedRow:
     image: ImageFile | None
     mask: ImageFile | None
     place: str
+    number: int = 0
+    """In its epoch, counted over all ranks; it gives the sample's augmentation."""
 
     def opened(self) -> PairedFiles:
         """A source of this one sample. Raises `DataError` where it cannot be one."""

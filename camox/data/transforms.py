@@ -3,11 +3,14 @@
 import difflib
 import inspect
 import os
+import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cv2
 import numpy as np
+import torch
+import torch.nn.functional as F
 
 from camox.errors import DataError
 
@@ -20,12 +23,13 @@ from pydantic import ValidationError
 
 
 def resize_image(image: np.ndarray, size: int) -> np.ndarray:
-    """Resize uint8 [H, W, 3] to [size, size, 3]: by area if both sides shrink, else bilinearly."""
-    height, width = image.shape[:2]
-    if (height, width) == (size, size):
+    """Resize uint8 [H, W, 3] to [size, size, 3], bilinearly and antialiased, as Pillow and torchvision do."""
+    if image.shape[:2] == (size, size):
         return image
-    shrinks = height >= size and width >= size
-    return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    # Of bytes with the channels last torch has a kernel that takes a third of cv2's INTER_AREA. It wants writable ones.
+    pixels = torch.from_numpy(np.require(image, requirements=("C", "W")))[None].permute(0, 3, 1, 2)
+    resized = F.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
+    return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
 
 
 def resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
@@ -72,7 +76,9 @@ def augment(
 
     Its size may be another. Raises `DataError` when a transform fails on this image.
     """
-    augmentation.set_random_seed(seed)  # 0.1 ms
+    # One generator for all: `set_random_seed` gives each transform the same numbers, and two of equal probability would
+    # always be applied together.
+    augmentation.set_random_state(np.random.default_rng(seed), random.Random(seed))
     try:
         result = augmentation(image=image, mask=mask)
     except Exception as error:

@@ -1,6 +1,7 @@
 """Memory and time of an experiment on a card, from a step of a few images measured here."""
 
 import re
+import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -15,7 +16,7 @@ from camox.diagnosis.memory import StepBytes, step_bytes
 from camox.diagnosis.settings import PhaseSteps, phase_steps
 from camox.diagnosis.subject import Subject, cycled_routing, images_for_all_experts
 from camox.errors import ExperimentError
-from camox.experiment import Experiment
+from camox.experiment import Experiment, ResolvedPhase
 from camox.losses.composite import SegmentationObjective
 from camox.models.camoxpert import CamoXpert
 from camox.tracking.console import counted, duration
@@ -103,7 +104,7 @@ def check_estimates(subject: Subject, card: str | None, processes: int) -> Findi
     total = sum(one * p.phase.epochs for one, p in zip(epochs, phases, strict=True))
     of = f" of {card}'s {capacity:.1f} GiB" if capacity is not None else ""
     notes = [
-        f"phase {p.phase.name}: {need:.2f} GiB for {p.phase.batch_size} × {p.phase.image_size}² "
+        f"phase {p.phase.name}: {need:.2f} GiB for {p.phase.batch_size} × {p.phase.largest_size}² "
         f"(state {m.state / GIB:.2f}, activations {m.per_image / GIB:.3f} per image); an epoch {duration(epoch)}"
         for p, m, need, epoch in zip(phases, memory, needs, epochs, strict=True)
     ]
@@ -175,9 +176,9 @@ def _phase_memories(subject: Subject, half: bool, processes: int) -> list[PhaseM
         network.freeze_backbone(stages)
         # AdamW's moments of what is frozen again stay.
         trained |= {name for name, parameter in network.named_parameters() if parameter.requires_grad}
-        if (phase.image_size, stages) not in counted:
-            counted[phase.image_size, stages] = _two_points(subject, network, phase.image_size, half)
-        few, many, images = counted[phase.image_size, stages]
+        if (phase.largest_size, stages) not in counted:
+            counted[phase.largest_size, stages] = _two_points(subject, network, phase.largest_size, half)
+        few, many, images = counted[phase.largest_size, stages]
         saved = (many.saved - few.saved) / images
         # Of a few small images the peak may be elsewhere, among the gradients of weights, and grow more slowly.
         slope = max(saved, (many.peak - few.peak) / images)
@@ -234,21 +235,27 @@ def _precision(subject: Subject, half: bool) -> AbstractContextManager[object]:
 
 
 def _seconds_per_image(subject: Subject) -> dict[str, float]:
-    """Phase → seconds per image of the trainer's own step, the better of two after one to warm up."""
+    """Phase → seconds per image of the trainer's own step, the mean over its sizes."""
     seconds: dict[str, float] = {}
     measured: dict[tuple[int, int], float] = {}
     for phase, stages in zip(subject.experiment.phases_resolved(), subject.frozen_by_phase, strict=True):
-        if (phase.image_size, stages) not in measured:
-            trial = subject.trial(stages)
-            batch = subject.batch(min(subject.images, max(phase.batch_size, 2)), phase.image_size)
-            times = []
-            for _ in range(3):
-                started = time.perf_counter()
-                trial.take_step(batch, 0.0)
-                times.append((time.perf_counter() - started) / len(batch.images))
-            measured[phase.image_size, stages] = min(times[1:])
-        seconds[phase.name] = measured[phase.image_size, stages]
+        for size in phase.image_sizes:
+            if (size, stages) not in measured:
+                measured[size, stages] = _seconds_at(subject, phase, size, stages)
+        seconds[phase.name] = statistics.fmean(measured[size, stages] for size in phase.image_sizes)
     return seconds
+
+
+def _seconds_at(subject: Subject, phase: ResolvedPhase, size: int, stages: int) -> float:
+    """Per image of that size, the better of two steps after one to warm up."""
+    trial = subject.trial(stages)
+    batch = subject.batch(min(subject.images, max(phase.batch_size, 2)), size)
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        trial.take_step(batch, 0.0)
+        times.append((time.perf_counter() - started) / len(batch.images))
+    return min(times[1:])
 
 
 def _measured_peaks(
@@ -266,7 +273,7 @@ def _measured_peaks(
         torch.cuda.reset_peak_memory_stats()
         try:
             before = torch.cuda.memory_allocated()
-            trial, batch = subject.trial(stages), subject.batch(phase.batch_size, phase.image_size)
+            trial, batch = subject.trial(stages), subject.batch(phase.batch_size, phase.largest_size)
             for _ in range(2):
                 trial.take_step(batch, 0.0)
             peaks[phase.name] = (torch.cuda.max_memory_allocated() - before) / GIB

@@ -16,6 +16,7 @@ def keys_without_effect(experiment: "Experiment") -> Iterator[str]:
     """Return a remark on each such key: what it is, why it has no effect, and what to do."""
     yield from _of_schedule(experiment.schedule)
     yield from _of_scored_sources(experiment.data)
+    yield from _of_loading(experiment)
     moe = experiment.model.moe
     rules = [rule for rule in (*_rules_of_mode(moe), *_rules_of_balance(moe)) if rule.applies]
     for key in (*_keys_set(moe, "model.moe"), *_keys_set(experiment.optimizer, "optimizer")):
@@ -58,6 +59,18 @@ def _of_scored_sources(data: "Data") -> Iterator[str]:
                     f"data.{name}[{position}].weight has no effect: every image is scored once; remove it or move the "
                     "source to data.train"
                 )
+
+
+def _of_loading(experiment: "Experiment") -> Iterator[str]:
+    data = experiment.data
+    if not data.cache and data.cache_gib != type(data).model_fields["cache_gib"].default:
+        yield "data.cache_gib has no effect without data.cache: remove it or name a folder"
+    for phase in experiment.phases_resolved():
+        if phase.multi_scale and len(set(phase.image_sizes)) == 1:
+            yield (
+                f"data.multi_scale gives every batch of phase {phase.name} the size {phase.image_sizes[0]}²: remove it "
+                "or give factors that are further apart"
+            )
 
 
 class _Rule(NamedTuple):

@@ -28,7 +28,7 @@ from camox.experiment.schema import (
     Tracking,
     Validation,
 )
-from camox.experiment.sources import Data
+from camox.experiment.sources import Data, batch_sizes
 from camox.experiment.table import Table
 
 
@@ -49,6 +49,18 @@ class ResolvedPhase:
     """Height and width of training images in pixels."""
     unfreeze: str = "all"
     """Whether the backbone's stages are trained from the first epoch or join one after another ("progressive")."""
+    multi_scale: tuple[float, ...] = ()
+    """Factors of `image_size`, of which each batch has one; empty for all batches at `image_size`."""
+
+    @property
+    def image_sizes(self) -> tuple[int, ...]:
+        """Sizes of batches in pixels, in the order of the factors; equally many batches have each, on average."""
+        return batch_sizes(self.image_size, self.multi_scale)
+
+    @property
+    def largest_size(self) -> int:
+        """The largest of these sizes: what a step's memory is to be counted for."""
+        return max(self.image_sizes)
 
 
 class Experiment(Table):
@@ -152,6 +164,7 @@ class Experiment(Table):
                 lr=phase.lr or self.optimizer.lr,
                 image_size=phase.image_size or self.data.image_size,
                 unfreeze=phase.unfreeze,
+                multi_scale=self.data.multi_scale,
             )
             for phase in self.phases
         )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from camox.experiment.effects import keys_without_effect
 from camox.experiment.lines import KeyPath
 from camox.experiment.problems import Problem, listed, quoted
-from camox.experiment.sources import HabitatsSource, HubSource
+from camox.experiment.sources import HabitatsSource, HubSource, batch_sizes
 
 if TYPE_CHECKING:
     from camox.experiment.experiment import Experiment
@@ -135,6 +135,9 @@ def _stream(data: "Data", name: str, index: int, source: HubSource, alone: bool)
     if source.super_class not in (None, "names"):
         message = "super_class has no meaning for a streamed set, of which nothing is held out: remove it"
         yield Problem((*path, "super_class"), message, reads=(streaming,))
+    if data.cache:
+        message = "a streamed set is not cached: remove cache, or streaming, which downloads the set once"
+        yield Problem(("data", "cache"), message, reads=(streaming,))
     if not data.val:
         message = "nothing can be held out of a streamed set: give val, sources that are not streamed"
         yield Problem(streaming, message, reads=(("data", "val"), ("data", "val_fraction")))
@@ -170,8 +173,9 @@ def _regions_of_padding(model: "Model", data: "Data", phases: Sequence["Phase"])
     grid = model.moe.granularity
     if grid == "image":
         return
-    read: dict[int, KeyPath] = {data.image_size: ("data", "image_size")}
-    read |= {phase.image_size: ("phases", i, "image_size") for i, phase in enumerate(phases) if phase.image_size}
+    own: dict[int, KeyPath] = {data.image_size: ("data", "image_size")}
+    own |= {phase.image_size: ("phases", i, "image_size") for i, phase in enumerate(phases) if phase.image_size}
+    read = own | {s: path for size, path in own.items() for s in batch_sizes(size, data.multi_scale)}
     maps = {(size, stride): -(-size // 32) * 32 // stride for size in read for stride in model.moe.scales}
     unfit = [at for at, side in maps.items() if not _fits(grid, side)]
     if not unfit:

@@ -1,5 +1,6 @@
 """The `[data]` table: where images and masks come from and how they are fed."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -172,6 +173,19 @@ class Augmentation(Table, extra="allow"):
         return {"name": self.name, **(self.model_extra or {})}
 
 
+Scale = Annotated[float, Field(gt=0, le=4)]
+_SIZE_STEP = 32
+"""The largest stride of the network, in pixels."""
+
+
+def batch_sizes(image_size: int, multi_scale: Sequence[float]) -> tuple[int, ...]:
+    """Return the sizes in pixels that batches draw from: `image_size` alone without factors, else with each factor the
+    nearest multiple of 32."""
+    if not multi_scale:
+        return (image_size,)
+    return tuple(max(_SIZE_STEP, round(image_size * factor / _SIZE_STEP) * _SIZE_STEP) for factor in multi_scale)
+
+
 class Data(Table):
     """Where images and masks come from and how they are fed."""
 
@@ -202,6 +216,18 @@ class Data(Table):
     workers: int = Field(default=4, ge=0)
     """Processes that load data, per device; 0 loads in the training process. The batches are the same for any
     number."""
+
+    cache: str = ""
+    """Folder of resized training images and masks: made once by the run that needs them first, then read in place of
+    the files, with the same result to the bit. Several runs may share it. "" for none."""
+
+    cache_gib: float = Field(default=20.0, gt=0)
+    """The most, in GiB, that the caches in that folder may take. Those not used for longest are removed for new
+    ones."""
+
+    multi_scale: tuple[Scale, ...] = ()
+    """Factors of the phase's image size of which each batch draws one, such as [0.75, 1.0, 1.25]; sizes are rounded to
+    multiples of 32. Empty for images of one size. Validation and prediction always see `image_size`."""
 
     augment: tuple[Augmentation, ...] = ()
     """Transforms of training images and masks, in this order."""

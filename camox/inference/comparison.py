@@ -9,9 +9,10 @@ import torch
 from camox.errors import DataError
 from camox.inference.evaluation import Scoring, describe, evaluate_corrupted, introduce, require_folder
 from camox.inference.loaded_model import LoadedModel, Weights, load_model
-from camox.inference.results import report_comparison, save_scores, scores_by_dataset
+from camox.inference.results import report_comparison, save_scores
 from camox.inference.scored_data import ScoredData, default_data, named_data
 from camox.inference.selection import identity
+from camox.measures.breakdown import DatasetScores
 from camox.measures.protocol import Protocol, get_protocol
 from camox.tracking.console import Console
 
@@ -51,7 +52,8 @@ def evaluate_several(
         for model in models
     ]
     _require_same_data(labels, scored)
-    found, notes = {}, []
+    compared: dict[str, dict[str, DatasetScores]] = {one.name: {} for one in scored[0]}
+    notes = []
     for path, label, model, of_model in zip(paths, labels, models, scored, strict=True):
         introduce(model, of_model, console)
         scores = {one.title: scoring.break_down(model, one) for one in of_model}
@@ -59,10 +61,12 @@ def evaluate_several(
         save_scores(scores, described, Path(out) / label)
         if corruptions:
             evaluate_corrupted(model, of_model, scoring, described, Path(out) / label, console)
-        found[label] = {one.name: scores[one.title] for one in of_model}
-        notes.append(_note(label, described, of_model))
+        for one in of_model:
+            # The part that images had in making this model stands behind its name, in every table.
+            compared[one.name][label + one.title.removeprefix(one.name)] = scores[one.title]
+        notes.append(_note(label, described))
     shared = {**scoring.protocol.as_dict(), "label_masks": True, "precision": "fp32"}
-    return report_comparison(scores_by_dataset(found), shared, notes, out, console)
+    return report_comparison(compared, shared, notes, out, console)
 
 
 def label_models(models: Sequence[LoadedModel]) -> list[str]:
@@ -93,9 +97,7 @@ def _images(scored: Sequence[ScoredData]) -> list[tuple[Any, ...]]:
     ]
 
 
-def _note(label: str, described: Mapping[str, Any], scored: Sequence[ScoredData]) -> str:
-    """What a model was selected on, and which of the data had a part in making it."""
-    marked = [one.title for one in scored if one.title != one.name]
-    selected = described["selected_on"]
-    note = f"{label}: {described['checkpoint']}, {described['weights']} weights, selected on {selected['data']}"
-    return f"{note}; scored on {', '.join(marked)}." if marked else f"{note}."
+def _note(label: str, described: Mapping[str, Any]) -> str:
+    """Which checkpoint a model is, and what it was selected on."""
+    selected = described["selected_on"]["data"]
+    return f"{label}: {described['checkpoint']}, {described['weights']} weights, selected on {selected}."

@@ -1,5 +1,6 @@
 """Scores of datasets to tables on the console and to files."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from camox.errors import DataError
 from camox.inference.score_plots import draw_curves
 from camox.measures import bootstrap
-from camox.measures.breakdown import OBJECT_SIZES, DatasetScores
+from camox.measures.breakdown import OBJECT_SIZES
 from camox.measures.comparison import DIFFERENCE_NOTE, Compared, compare, comparison_tables, difference_cell
 from camox.measures.published import MEASURES as PUBLISHED_MEASURES
 from camox.measures.published import published_on, warning
@@ -28,7 +29,6 @@ _TITLES = {
     "iou": "IoU",
     "dice": "Dice",
 }
-_FILES = "measures.json, per_image.csv, curves.csv, curves.png, table.md and table.tex"
 
 
 def report(
@@ -48,7 +48,8 @@ def report(
     for name, summary in summaries.items():
         print_published(name, {"this result": summary}, console)
     if out is not None:
-        console.notice(f"{_FILES} are in {out}")
+        curves = "curves.csv and .png" if (Path(out) / "curves.png").exists() else "curves.csv"
+        console.notice(f"measures.json, per_image.csv, {curves}, table.md and .tex are in {out}")
     return document
 
 
@@ -77,13 +78,15 @@ def report_comparison(
         console.table(f"{dataset}, protocol {protocol['name']}", ["", *scores], _score_rows(scores))
         if differences:
             _print_differences(dataset, next(iter(scores)), differences, console)
+        for model, one in scores.items():
+            _say_empty(f"{dataset}, {model}", one["empty"], console)
         print_published(dataset, scores, console)
     if any(of["differences"] for of in of_datasets.values()):
         console.notice(DIFFERENCE_NOTE)
     for note in notes:
         console.notice(note)
     if out is not None:
-        tables, below = comparison_tables(of_datasets), [*protocol_notes(protocol), *notes]
+        tables, below = comparison_tables(of_datasets), [DIFFERENCE_NOTE, *protocol_notes(protocol), *notes]
 
         def save(folder: Path) -> None:
             folder.mkdir(parents=True, exist_ok=True)
@@ -162,13 +165,4 @@ def _print_differences(
 
 
 def _cell(value: float | None, digits: int = 4) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
-def scores_by_dataset(of_models: Mapping[str, Mapping[str, DatasetScores]]) -> dict[str, dict[str, DatasetScores]]:
-    """Model → dataset → scores, the other way round; datasets in the order of the first model."""
-    datasets = dict.fromkeys(dataset for scores in of_models.values() for dataset in scores)
-    return {
-        dataset: {model: scores[dataset] for model, scores in of_models.items() if dataset in scores}
-        for dataset in datasets
-    }
+    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"

@@ -67,20 +67,21 @@ def report_robustness(
         notes = [_DROP_NOTE, *protocol_notes(protocol)]
         write_text(folder / "corruptions.md", markdown(tables, notes))
         write_text(folder / "corruptions.tex", latex(tables, notes))
-        for name, of in zip(picture_names(list(of_datasets)), of_datasets.values(), strict=True):
+        for name, (dataset, of) in zip(picture_names(len(of_datasets)), of_datasets.items(), strict=True):
             lines = {MEASURES[measure][0]: _lines(of, measure) for measure in _SHOWN}
-            draw_robustness(lines, {MEASURES[m][0]: of["clean"][m] for m in _SHOWN}, folder / name)
+            clean = {MEASURES[measure][0]: of["clean"][measure] for measure in _SHOWN}
+            draw_robustness(dataset, lines, clean, folder / name)
 
     write(out, save)
     console.notice(_DROP_NOTE)
     console.notice(f"corruptions.json, corruptions.md, corruptions.tex and pictures are in {out}")
 
 
-def picture_names(datasets: Sequence[str]) -> list[str]:
+def picture_names(datasets: int) -> list[str]:
     """File names of the pictures: corruptions.png, or with the dataset's number behind where there are several."""
-    if len(datasets) == 1:
+    if datasets == 1:
         return ["corruptions.png"]
-    return [f"corruptions_{number}.png" for number in range(1, len(datasets) + 1)]
+    return [f"corruptions_{number}.png" for number in range(1, datasets + 1)]
 
 
 def _values(evaluator: Evaluator) -> dict[str, float | None]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from camox.data.pairing import is_non_camouflaged, super_class_of
 from camox.errors import DataError
-from camox.inference.results import report, report_comparison
+from camox.inference.results import report, report_comparison, save_scores
 from camox.measures.breakdown import DatasetScores
 from camox.measures.protocol import get_protocol
 from camox.measures.scoring import score_folder
@@ -30,10 +30,10 @@ def score_maps(
     choices = get_protocol(protocol).as_dict()
     folders = [str(folder) for folder in predictions]
     described = choices | {"predictions": folders[0] if len(folders) == 1 else folders, "truths": str(truths)}
-    document = report(scores, described, out, console)
-    if len(scores) > 1:
-        report_comparison({truths.resolve().name: scores}, described, [], out, console)
-    return document
+    if len(scores) == 1:
+        return report(scores, described, out, console)
+    report_comparison({truths.resolve().name: scores}, described, [], out, console)
+    return save_scores(scores, described, out)
 
 
 def _names(folders: Sequence[Path]) -> list[str]:

@@ -6,14 +6,14 @@ from typing import Any
 from camox.measures.bootstrap import Difference, paired_differences
 from camox.measures.breakdown import DatasetScores
 from camox.measures.rendering import MEASURES, TextTable
-from camox.measures.tables import cell, published_table
+from camox.measures.tables import cell, empty_table, published_table
 
 Compared = Mapping[str, Mapping[str, DatasetScores]]
 """Dataset → model → its scores; models of a dataset in the order given, the first one is what others differ from."""
 
 
 def compare(compared: Compared) -> dict[str, Any]:
-    """What comparison.json holds of each dataset: `"scores"`, {model: summary without its parts}, and `"differences"`,
+    """What comparison.json holds of each dataset: `"scores"`, {model: summary}, and `"differences"`,
     {model: {measure: {"value", "interval"}}} of each model after the first, minus the first, on the same images.
 
     Raises ValueError where models of a dataset were scored on other images.
@@ -33,6 +33,9 @@ def comparison_tables(document: Mapping[str, Any]) -> list[TextTable]:
     for dataset, of in document.items():
         if of["differences"]:
             tables.append(_difference_table(dataset, of))
+    tables += empty_table(
+        {f"{dataset}, {model}": one for dataset, of in document.items() for model, one in of["scores"].items()}
+    )
     return [*tables, *(table for dataset, of in document.items() for table in published_table(dataset, of["scores"]))]
 
 
@@ -59,12 +62,8 @@ def _compared(dataset: str, of_models: Mapping[str, DatasetScores]) -> dict[str,
     for other in others:
         if _counted_names(of_models[other]) != names:
             raise ValueError(f"{dataset}: {first} and {other} were scored on different images")
-    left_out = {"groups", "sizes", "empty"}
     return {
-        "scores": {
-            model: {key: value for key, value in scores.summary.items() if key not in left_out}
-            for model, scores in of_models.items()
-        },
+        "scores": {model: scores.summary for model, scores in of_models.items()},
         "differences": {
             other: {
                 name: _as_dict(difference)
@@ -98,4 +97,4 @@ def _difference_table(dataset: str, of: Mapping[str, Any]) -> TextTable:
         for name in MEASURES
         if all(name in one for one in differences.values())
     ]
-    return TextTable(f"{dataset}: difference from {first}", ["measure", *differences], rows, [DIFFERENCE_NOTE])
+    return TextTable(f"{dataset}: difference from {first}", ["measure", *differences], rows)

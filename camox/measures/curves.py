@@ -10,7 +10,7 @@ import numpy as np
 
 THRESHOLDS = 256
 F_BETA_SQUARED = 0.3
-EPSILON = np.spacing(1.0)
+EPSILON = float(np.spacing(1.0))
 """What pysodmetrics adds to divisors."""
 
 

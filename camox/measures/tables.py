@@ -92,7 +92,7 @@ def score_tables(datasets: Datasets) -> list[TextTable]:
             list(_rows(summaries, "sizes", measures)),
             ["Sizes: " + ", ".join(f"{size} {share}" for size, share in OBJECT_SIZES.items()) + " of the image."],
         ),
-        _empty_table(summaries),
+        *empty_table(summaries),
         *(table for name, of in summaries.items() for table in published_table(name, {"this result": of})),
     ]
     return [table for table in parts if table.rows]
@@ -132,7 +132,8 @@ def _interval_table(summaries: Mapping[str, Mapping[str, Any]], measures: Sequen
     return TextTable("95 % intervals", ["measure", *shown], rows, [note])
 
 
-def _empty_table(summaries: Mapping[str, Mapping[str, Any]]) -> TextTable:
+def empty_table(summaries: Mapping[str, Mapping[str, Any]]) -> Iterator[TextTable]:
+    """What is seen in images without an object, a row per summary that has any; no table where none has."""
     rows = []
     for dataset, summary in summaries.items():
         empty = summary["empty"]
@@ -144,7 +145,8 @@ def _empty_table(summaries: Mapping[str, Mapping[str, Any]]) -> TextTable:
             rows.append([dataset, str(empty["count"]), *values])
     note = "Area: mean share of the image called object. Rate: share of images with an object seen where none is."
     header = ["dataset", "images", "false-positive area", "false-positive rate"]
-    return TextTable("Images without an object", header, rows, [note])
+    if rows:
+        yield TextTable("Images without an object", header, rows, [note])
 
 
 def published_table(dataset: str, ours: Mapping[str, Mapping[str, Any]]) -> Iterator[TextTable]:

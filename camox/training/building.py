@@ -2,17 +2,19 @@
 
 import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 
+from camox.data.cache import cached
 from camox.data.loading import EvalSet
 from camox.data.samples import Source
 from camox.data.sources import Subset, open_sources, open_training_sources
 from camox.data.streams import Reading, open_stream
-from camox.errors import CheckpointError
+from camox.errors import CheckpointError, DataError
 from camox.experiment import Experiment
 from camox.inference.loaded_model import load_model
 from camox.inference.selection import require_declared_selection
@@ -25,6 +27,7 @@ from camox.stability.watchdog import Watchdog
 from camox.training.ema import WeightAverage
 from camox.training.optimization import build_optimizer
 from camox.training.phases import TrainingShell
+from camox.training.processes import fail_together
 from camox.training.reporting import Reporter
 from camox.training.run_folder import RunFolder
 from camox.training.run_state import Position, RunState, Stateful, load_into
@@ -34,28 +37,42 @@ from camox.training.validation import Validator
 
 
 def open_data(
-    experiment: Experiment, accelerator: Accelerator | None = None
+    experiment: Experiment, accelerator: Accelerator | None = None, tell: Callable[[str], None] = lambda text: None
 ) -> tuple[Source | Subset | Reading, Source | Subset]:
-    """Training samples and held-out samples of an experiment; of a streamed set the part of this process, by default
-    all.
+    """Training samples and held-out samples of an experiment.
+
+    Args:
+        accelerator: of the processes that train, where training samples are to come from the experiment's cache, if it
+            has one; collective then. Of a streamed set it tells which part is this process's; without, it has all.
+        tell: is called with what a person should know while a cache is made.
 
     Raises:
-        DataError: a source is missing, empty or not what its layout says.
+        DataError: a source is missing, empty or not what its layout says, or the cache cannot be made.
         ExperimentError: checkpoints would be selected on test images, and the experiment does not say that they may.
     """
     require_declared_selection(experiment)
     data = experiment.data
     if data.is_streamed:
-        (train,) = data.train
+        (streamed,) = data.train
         rank = {} if accelerator is None else {"rank": accelerator.process_index, "ranks": accelerator.num_processes}
-        reading = Reading(open_stream(train.plain()), experiment.experiment.seed, **rank)
+        reading = Reading(open_stream(streamed.plain()), experiment.experiment.seed, **rank)
         return reading, open_sources([source.plain() for source in data.val])
-    return open_training_sources(
+    train, held_out = open_training_sources(
         [source.plain() for source in data.train],
         [source.plain() for source in data.val],
         data.val_fraction,
         experiment.experiment.seed,
     )
+    if not data.cache or accelerator is None:
+        return train, held_out
+    sizes = [size for phase in experiment.phases_resolved() for size in phase.image_sizes]
+    failure = None
+    try:
+        train = cached(train, sizes, Path(data.cache).expanduser(), data.cache_gib, data.workers, tell)
+    except DataError as error:
+        failure = error
+    fail_together(failure)
+    return train, held_out
 
 
 def require_test_data(experiment: Experiment) -> None:

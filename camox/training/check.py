@@ -2,6 +2,7 @@
 
 import torch
 
+from camox.data.cache import GIB, require_within
 from camox.data.loading import TrainSet
 from camox.data.samples import Source
 from camox.data.sources import Subset, open_sources
@@ -48,9 +49,9 @@ def check(experiment: Experiment) -> None:
     console.notice(f"experts: {describe_experts(model.moe)}")
 
     data, settings = experiment.data, experiment.experiment
+    train, held_out = open_data(experiment)
     for warning in selection_warnings(experiment):
         console.warning(warning)
-    train, held_out = open_data(experiment)
     opened: list[Source | Subset | Reading] = [train, held_out]
     if data.test:
         opened.append(open_sources([source.plain() for source in data.test], split="test"))
@@ -60,17 +61,27 @@ def check(experiment: Experiment) -> None:
         console.notice(remark)
     rows: list[tuple[str, object]] = [("held out", counted(len(held_out), "sample"))]
     for phase in experiment.phases_resolved():
-        TrainSet(train, phase.image_size, [transform.specification() for transform in data.augment])
+        transforms = [transform.specification() for transform in data.augment]
+        TrainSet(train, phase.image_size, transforms, sizes=phase.image_sizes)
         batches = len(batches_of(train, phase.batch_size, settings.seed))
         steps = -(-batches // phase.accumulate)
         rows.append(
             (
                 phase.name,
                 f"{counted(phase.epochs, 'epoch')} of {counted(steps, 'step')} on one process, "
-                f"{phase.image_size}², lr {phase.lr:g}",
+                f"{', '.join(f'{size}²' for size in phase.image_sizes)}, lr {phase.lr:g}",
             )
         )
+    if data.cache:
+        rows.append(("cache", f"{_cache_gib(experiment, train):.2f} GiB in {data.cache}"))
     rows.append(("run folder", experiment.run_folder))
     if RunFolder(experiment.run_folder).holds_run():
         console.warning(f"{experiment.run_folder} already holds a run: only --resume goes on with it")
     console.header(f"{settings.name}: ready to train on {counted(len(train), 'sample')}", rows)
+
+
+def _cache_gib(experiment: Experiment, train: Source | Subset | Reading) -> float:
+    """What the cache of the training samples will take. Raises `DataError` where that is more than the limit."""
+    whole = train.source if isinstance(train, Subset) else train
+    sizes = [size for phase in experiment.phases_resolved() for size in phase.image_sizes]
+    return require_within(len(whole), sizes, experiment.data.cache_gib) / GIB

@@ -29,7 +29,7 @@ def try_largest_phases(experiment: Experiment, accelerator: Accelerator, step: T
     for phase, stages in _largest(experiment.phases_resolved()):
         step.network.freeze_backbone(stages)
         try:
-            if failure is None and not _fits(accelerator, step, phase.batch_size, phase.image_size):
+            if failure is None and not _fits(accelerator, step, phase.batch_size, phase.largest_size):
                 failure = _too_large(experiment, accelerator, step, phase)
         finally:
             step.network.freeze_backbone(0)
@@ -40,7 +40,7 @@ def _largest(phases: Sequence[ResolvedPhase]) -> Iterator[tuple[ResolvedPhase, i
     """Phases with the frozen stages of their last epochs, without those that take no more than another one does."""
     ends = accumulate(phase.epochs for phase in phases)
     costs = [
-        (phase, frozen_stages(end - 1, phases), phase.batch_size * phase.image_size**2)
+        (phase, frozen_stages(end - 1, phases), phase.batch_size * phase.largest_size**2)
         for phase, end in zip(phases, ends, strict=True)
     ]
     for number, (phase, stages, pixels) in enumerate(costs):
@@ -91,7 +91,7 @@ def _noise(images: int, size: int, device: torch.device) -> TrainBatch:
 def _too_large(
     experiment: Experiment, accelerator: Accelerator, step: TrainingStep, phase: ResolvedPhase
 ) -> ExperimentError:
-    asked, size = phase.batch_size, phase.image_size
+    asked, size = phase.batch_size, phase.largest_size
     # By halves, then the largest between: a few steps, each shorter than one of the run.
     fits, too_many = 0, asked
     while too_many - fits > 1:

@@ -90,23 +90,27 @@ def phase_sampler(
 ) -> Batches:
     """This rank's batches of the phase's size: of a stream as it is read, else by the weight of each sample and without
     those `left_out`."""
+    sizes = phase.image_sizes if phase.multi_scale else ()
     if isinstance(source, Reading):
-        return StreamBatches(source, phase.batch_size)
+        return StreamBatches(source, phase.batch_size, sizes)
     rank, ranks = accelerator.process_index, accelerator.num_processes
-    return EpochBatches(source.weights, phase.batch_size, seed, rank, ranks, left_out)
+    return EpochBatches(source.weights, phase.batch_size, seed, rank, ranks, left_out, sizes)
 
 
 def phase_loader(
     experiment: Experiment, phase: ResolvedPhase, source: Source | Subset | Reading, sampler: Batches, pin_memory: bool
 ) -> DataLoader[TrainBatch]:
-    """Training samples at the phase's image size, in the sampler's order."""
-    return train_loader(train_set(experiment, phase.image_size, source), sampler, experiment.data.workers, pin_memory)
+    """Training samples at the phase's image size or sizes, in the sampler's order."""
+    dataset = train_set(experiment, phase.image_size, source, phase.image_sizes)
+    return train_loader(dataset, sampler, experiment.data.workers, pin_memory)
 
 
-def train_set(experiment: Experiment, image_size: int, source: Source | Subset | Reading) -> TrainSet:
-    """Training samples at an image size in pixels, augmented as the experiment asks for."""
+def train_set(
+    experiment: Experiment, image_size: int, source: Source | Subset | Reading, sizes: Sequence[int] = ()
+) -> TrainSet:
+    """Training samples at an image size in pixels, or at `sizes`, augmented as the experiment asks for."""
     transforms = [transform.specification() for transform in experiment.data.augment]
-    return TrainSet(source, image_size, transforms, experiment.experiment.seed)
+    return TrainSet(source, image_size, transforms, experiment.experiment.seed, sizes)
 
 
 def controls_at(

@@ -31,7 +31,7 @@ REPLAYS = "replays"
 _DESCRIPTION = "replay.json"
 _STREAMED = "streamed_{rank}.safetensors"
 _OF_A_BATCH = ("images", "masks", "indices", "weights")
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Attempted:
     """Number of the step, counted from 1 over the whole run."""
     epoch: int
     """Counted from 0; with a sample's index it gives the sample's augmentation."""
-    image_size: int
-    """In pixels."""
+    image_sizes: tuple[int, ...]
+    """Of each micro-batch, in pixels."""
     batches: tuple[tuple[int, ...], ...]
     """Indices of the samples of each micro-batch."""
     balance_coefficient: float
@@ -54,13 +54,7 @@ class Attempted:
     """The micro-batches themselves, where they were streamed: such samples cannot be had again by an index."""
 
     @staticmethod
-    def of(
-        step: int,
-        epoch: int,
-        image_size: int,
-        batches: Sequence[TrainBatch],
-        controls: Controls,
-    ) -> "Attempted":
+    def of(step: int, epoch: int, batches: Sequence[TrainBatch], controls: Controls) -> "Attempted":
         """A step that is about to be taken, of batches that are not on the device yet."""
         generators = {"cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
@@ -68,15 +62,16 @@ class Attempted:
         samples = tuple(tuple(batch.indices.tolist()) for batch in batches)
         streamed = [batch for batch, indices in zip(batches, samples, strict=True) if min(indices) < 0]
         coefficient, noise = controls.balance_coefficient, controls.noise_share
-        return Attempted(step, epoch, image_size, samples, coefficient, noise, generators, tuple(streamed))
+        sizes = tuple(batch.images.shape[-1] for batch in batches)
+        return Attempted(step, epoch, sizes, samples, coefficient, noise, generators, tuple(streamed))
 
     def loaded(self, dataset: TrainSet) -> Iterator[TrainBatch]:
         """The micro-batches."""
         if self.streamed:
             yield from self.streamed
             return
-        for indices in self.batches:
-            yield collate_train([dataset[self.epoch, index] for index in indices])
+        for size, indices in zip(self.image_sizes, self.batches, strict=True):
+            yield collate_train([dataset[self.epoch, index, size] for index in indices])
 
 
 class Replayed(NamedTuple):
@@ -114,7 +109,7 @@ def replay(
     Args:
         source: the training samples of the experiment.
     """
-    dataset = train_set(experiment, attempted.image_size, source)
+    dataset = train_set(experiment, attempted.image_sizes[0], source)
     device = step.accelerator.device
     cuda = [device] if device.type == "cuda" else []
     try:
@@ -241,7 +236,7 @@ def read_kept(folder: Path) -> Kept:
             Attempted(
                 table["step"],
                 table["epoch"],
-                table["image_size"],
+                tuple(table["image_sizes"]),
                 tuple(tuple(batch) for batch in entry["batches"]),
                 table["balance_coefficient"],
                 table["noise_share"],
@@ -297,7 +292,7 @@ def _keep(folder: Path, step: TrainingStep, of_ranks: Sequence[tuple[Attempted, 
         "version": _VERSION,
         "step": attempted.step,
         "epoch": attempted.epoch,
-        "image_size": attempted.image_size,
+        "image_sizes": attempted.image_sizes,
         "balance_coefficient": attempted.balance_coefficient,
         "noise_share": attempted.noise_share,
         "frozen_stages": step.network.backbone.frozen_stages,

@@ -1,32 +1,37 @@
 """Which streamed samples make up which batch, and up to which of them a run has trained."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 
-from camox.data.streams import Reading, State, StreamedRow
-from camox.training.sampler import EpochBatches, require_a_batch
+from camox.data.loading import TrainKey
+from camox.data.streams import Reading, State
+from camox.training.sampler import EpochBatches, require_a_batch, sizes_of_batches
 
 
 class StreamBatches:
     """Batch sampler over one epoch of a streamed set, for one rank; what `EpochBatches` is for the others.
 
     An epoch is the stream's next `len(reading)` samples, without the rest that fills no batch on every rank. Yields
-    lists of `(epoch, number, row)`, the keys of `TrainSet`; numbers count an epoch's samples over all ranks. The rows
-    come as bytes and workers decode them, so that the order is the same for any number of workers.
+    lists of `(epoch, row)`, or `(epoch, row, size)` where there are `sizes`: the keys of `TrainSet`. Rows are numbered
+    in the epoch over all ranks. They come as bytes and workers decode them, so that the order is the same for any
+    number of workers.
 
     Args:
         reading: this rank's way over the stream. Its place moves by `consumed` alone, because a loader asks for batches
             long before they are trained on.
+        sizes: as of `EpochBatches`.
 
     Raises:
         ExperimentError: an epoch has fewer samples than one batch over all ranks.
     """
 
-    def __init__(self, reading: Reading, batch_size: int):
+    def __init__(self, reading: Reading, batch_size: int, sizes: Sequence[int] = ()):
         require_a_batch(len(reading), batch_size, reading.ranks)
         self.reading = reading
         self.batch_size = batch_size
+        self.sizes = sizes
         self.epoch = 0
         self.attempt = 0
         self.start = 0
@@ -45,14 +50,16 @@ class StreamBatches:
         """Batches in a whole epoch, on each rank."""
         return len(self.reading) // (self.batch_size * self.reading.ranks)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int, StreamedRow]]]:
+    def __iter__(self) -> Iterator[list[TrainKey]]:
         self._ahead.clear()
         rows = self.reading.rows(self.attempt)
+        sizes = sizes_of_batches(self.sizes, len(self), self.reading.seed, self.epoch, self.attempt)
         for batch in range(self.start, len(self)):
             chosen = list(islice(rows, self.batch_size))
             self._ahead.append(chosen[-1][1])
             first = (batch * self.reading.ranks + self.reading.rank) * self.batch_size
-            yield [(self.epoch, first + position, row) for position, (row, _) in enumerate(chosen)]
+            numbered = [replace(row, number=first + position) for position, (row, _) in enumerate(chosen)]
+            yield [(self.epoch, row, *sizes[batch]) for row in numbered]
 
 
 Batches = EpochBatches | StreamBatches

@@ -124,7 +124,7 @@ class Trainer:
         if settings.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
             torch.use_deterministic_algorithms(True, warn_only=True)
-        self.train_source, self.held_out = open_data(experiment, accelerator)
+        self.train_source, self.held_out = open_data(experiment, accelerator, self.console.notice)
         require_test_data(experiment)
         self.network = build_network(experiment, accelerator.device)
         self.training_step = build_training_step(experiment, accelerator, self.network)
@@ -227,7 +227,7 @@ class Trainer:
                 window = [batch.to(self.accelerator.device, non_blocking=True) for batch in loaded]
             clock.images += sum(len(batch.weights) for batch in loaded)
             self.watch.began(at.step + 1, list(chain(*(batch.indices.tolist() for batch in loaded))))
-            self.replays.note(Attempted.of(at.step + 1, at.epoch, phase.image_size, loaded, controls))
+            self.replays.note(Attempted.of(at.step + 1, at.epoch, loaded, controls))
             self.watchdog.beat("training step")
             self.training_step(self.shell, window, controls)
             at.step += 1

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
+from camox.data import decoding
 from camox.data.decoding import read_header, read_image, read_mask
 from camox.errors import DataError
 
@@ -221,3 +222,58 @@ def test_a_mask_with_soft_edges_is_one(tmp_path):
 
 def test_empty_mask_stays_empty(tmp_path):
     assert read_mask(save(tmp_path / "mask.png", TRUTH * 0)).sum() == 0
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"exif": b"Exif\0\0"}, {"comment": b"\xff\xd9"}])
+def test_a_jpeg_is_the_same_whether_pillow_reads_its_header_or_not(tmp_path, monkeypatch, mode, options):
+    path = tmp_path / "image.jpg"
+    Image.fromarray(photograph()).convert(mode).save(path, quality=90, **options)
+    image = read_image(path)
+    monkeypatch.setattr(decoding, "_plain_jpeg_size", lambda data: None)
+    assert np.array_equal(image, read_image(path))
+
+
+@settings(max_examples=60)
+@given(
+    seed=st.integers(0, 2**31), height=st.integers(1, 70), width=st.integers(1, 70),
+    levels=st.sampled_from([(0, 255), (0, 1), (0, 1, 255), (0, 128, 129, 255), (7,)]), optimize=st.booleans(),
+)  # fmt: skip
+def test_a_plain_png_mask_is_read_as_pillow_reads_it(tmp_path_factory, seed, height, width, levels, optimize):
+    array = np.random.default_rng(seed).choice(np.array(levels, np.uint8), (height, width))
+    path = tmp_path_factory.mktemp("mask") / "mask.png"
+    Image.fromarray(array).save(path, optimize=optimize)
+    assert decoding._is_plain_png(path.read_bytes())
+    mask = read_mask(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoding, "_is_plain_png", lambda data: False)
+        assert np.array_equal(mask, read_mask(path))
+
+
+@pytest.mark.parametrize("change", ["mode", "transparency", "orientation", "depth"])
+def test_a_png_whose_pixels_depend_on_more_is_left_to_pillow(tmp_path, change):
+    image = Image.fromarray(np.eye(8, dtype=np.uint8) * 255)
+    path = tmp_path / "mask.png"
+    if change == "mode":
+        image.convert("P").save(path)
+    elif change == "transparency":
+        image.save(path, transparency=0)
+    elif change == "orientation":
+        exif = Image.Exif()
+        exif[0x0112] = 3
+        image.save(path, exif=exif)
+    else:
+        image.convert("1").save(path)
+    assert not decoding._is_plain_png(path.read_bytes())
+    assert read_mask(path).sum() == 8
+
+
+@given(st.integers(8, 10_000), st.integers(0, 7))
+def test_a_png_with_a_flipped_bit_or_cut_off_is_never_plain(tmp_path_factory, place, bit):
+    path = tmp_path_factory.mktemp("mask") / "mask.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 2, (40, 40), np.uint8)).save(path)
+    content = bytearray(path.read_bytes())
+    place = min(place, len(content) - 1)
+    assert not decoding._is_plain_png(bytes(content[:place]))
+    content[place] ^= 1 << bit
+    assert not decoding._is_plain_png(bytes(content))

@@ -87,6 +87,18 @@ def test_a_process_that_gets_the_source_by_pickle_reopens_it(tmp_path):
     assert np.array_equal(again[2].image, source[2].image)
 
 
+def test_a_cache_can_tell_rows_apart_and_when_the_set_changes(tmp_path):
+    folder = write_shards(tmp_path / "set", rows(4))
+    source = open_source({"hub": str(folder)})
+    stamps = [source.content(index) for index in range(4)]
+    assert len(set(stamps)) == 4
+    assert [open_source({"hub": str(folder)}).content(index) for index in range(4)] == stamps
+    write_shards(folder, rows(5)[1:])
+    changed = open_source({"hub": str(folder)})
+    assert changed.names != source.names
+    assert not set(stamps) & {changed.content(index) for index in range(4)}
+
+
 # ---- columns
 
 

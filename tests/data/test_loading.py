@@ -9,6 +9,7 @@ from PIL import Image
 from camox.data.loading import EvalSet, TrainSet, eval_loader, train_loader
 from camox.data.samples import Sample
 from camox.data.sources import open_source
+from camox.errors import DataError
 
 SIZE = 32
 AUGMENT = [
@@ -176,3 +177,25 @@ def test_batches_can_be_pinned_by_the_loader():
     (evaluation,) = eval_loader(EvalSet(Noise(), SIZE), [1], batch_size=1, workers=0, pin_memory=False)
     assert callable(train.pin_memory)
     assert callable(evaluation.pin_memory)
+
+
+def test_a_key_with_a_size_gives_that_size_and_none_the_sets_own():
+    dataset = TrainSet(Noise(), SIZE, AUGMENT, sizes=[48, 64])
+    for size in (48, 64):
+        item = dataset[(1, 3, size)]
+        assert item.image.shape == (size, size, 3)
+        assert np.array_equal(item.image, TrainSet(Noise(), size, AUGMENT)[(1, 3)].image)
+    assert dataset[(1, 3)].image.shape == (SIZE, SIZE, 3)
+
+
+def test_a_crop_that_is_too_large_for_the_smallest_size_is_refused():
+    crop = [{"name": "RandomCrop", "height": 40, "width": 40}]
+    TrainSet(Noise(), 64, crop, sizes=[64, 48])
+    with pytest.raises(DataError, match="trial image of 32x32"):
+        TrainSet(Noise(), 64, crop, sizes=[64, 32])
+
+
+def test_a_problem_in_a_batch_of_another_size_has_zeros_of_that_size(damaged):
+    (batch,) = train_loader(TrainSet(damaged, SIZE), [[(0, 1, 48), (0, 2, 48)]], workers=0, pin_memory=False)
+    assert batch.images.shape == (2, 3, 48, 48)
+    assert len(batch.problems) == 1

@@ -142,7 +142,7 @@ def test_non_camouflaged_images_are_passed_over(tmp_path):
 
 def loaded(folder: Path, count: int) -> list[str]:
     """The problems of the first rows, as the loader tells them."""
-    keys = [[(0, number, row) for number, (row, _) in enumerate(islice(reading(folder).rows(0), count))]]
+    keys = [[(0, row) for row, _ in islice(reading(folder).rows(0), count)]]
     (batch,) = train_loader(TrainSet(reading(folder), 32), keys, 0, pin_memory=False)
     assert batch.indices.tolist() == [-1] * count
     assert sum(batch.weights.tolist()) == count - len(batch.problems)

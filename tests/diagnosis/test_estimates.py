@@ -79,6 +79,7 @@ def test_memory_grows_with_the_image_and_shrinks_with_checkpointing_and_half_pre
 
     small, large = per_image("data.image_size=64"), per_image("data.image_size=128")
     assert 3.5 < large / small < 4.5
+    assert per_image("data.image_size=64", "data.multi_scale=[0.5, 2.0]") == pytest.approx(large, rel=0.01)
     assert per_image("data.image_size=128", "model.gradient_checkpointing=true") < 0.8 * large
     assert per_image("data.image_size=128", "precision.dtype=fp32") > 1.3 * large
 

@@ -24,7 +24,7 @@ def wait_for_a_disk() -> None:
 def meddle(trouble: str) -> None:
     load = TrainSet._load
 
-    def troubled(dataset: TrainSet, epoch: int, index: int) -> Any:
+    def troubled(dataset: TrainSet, epoch: int, index: int, size: int) -> Any:
         if epoch == 1:
             if reached := os.environ.get("REACHED"):
                 Path(reached).touch()
@@ -33,7 +33,7 @@ def meddle(trouble: str) -> None:
             if trouble == "fills":
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
             wait_for_a_disk()
-        return load(dataset, epoch, index)
+        return load(dataset, epoch, index, size)
 
     TrainSet._load = troubled  # type: ignore[method-assign]
 

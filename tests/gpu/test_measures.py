@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarking.pairs import EDGES, native_pair, random_pair, scattered_pair
 from camox.measures.evaluator import Evaluator, measure_batch, measure_image, resize_probability, uint8_probability
 from camox.measures.protocol import PROTOCOLS
-from benchmarking.pairs import EDGES, native_pair, random_pair, scattered_pair
 
 pytestmark = pytest.mark.gpu
 

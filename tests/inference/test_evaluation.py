@@ -10,6 +10,7 @@ from camox.data.loading import EvalSet, eval_loader
 from camox.data.sources import open_source, open_training_sources
 from camox.errors import CheckpointError, DataError
 from camox.experiment import Experiment
+from camox.inference import evaluation
 from camox.inference.evaluation import evaluate, evaluate_model
 from camox.inference.predictor import load_model, predict
 from camox.measures.evaluator import Evaluator
@@ -58,6 +59,27 @@ def test_every_image_is_scored_once_whatever_the_batches(loaded, habitats):
         summaries.append(evaluator.summary())
         assert [record.index for record in evaluator.results] == list(range(7))
     assert summaries[0]["s_measure"] == pytest.approx(summaries[1]["s_measure"], abs=1e-5)
+
+
+def test_maps_on_a_gpu_are_measured_there(loaded, habitats, monkeypatch):
+    class OnGpu(torch.Tensor):
+        is_cuda = True
+
+    expected = Evaluator()
+    evaluate_model(loaded.model, loader(habitats), expected, "cpu")
+    honest, evaluator, sizes = evaluation.infer, Evaluator(), []
+    add_batch = evaluator.add_batch
+    monkeypatch.setattr(evaluator, "add_batch", lambda *batch: (sizes.append(len(batch[0])), add_batch(*batch)))
+
+    def infer_there(*arguments):
+        output, maps = honest(*arguments)
+        return output, maps.as_subclass(OnGpu)
+
+    monkeypatch.setattr(evaluation, "infer", infer_there)
+    evaluate_model(loaded.model, loader(habitats), evaluator, "cpu")
+    assert sizes == [3, 3, 1]
+    assert [record.name for record in evaluator.results] == [record.name for record in expected.results]
+    assert evaluator.summary()["s_measure"] == pytest.approx(expected.summary()["s_measure"], abs=1e-6)
 
 
 def test_shards_join_to_the_whole(loaded, habitats):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from camox.data.transforms import resize_image
 from camox.errors import CheckpointError, DataError
 from camox.inference.predictor import load_model, predict, require_finite
 from camox.measures.evaluator import resize_probability
@@ -103,8 +104,8 @@ def test_the_mask_is_the_models_probability(run_predict, loaded, save, tmp_path)
 def test_maps_are_resized_as_measures_resize_them(run_predict, loaded, save, tmp_path):
     import torch
 
-    pixels = noise(loaded.image_size, loaded.image_size, 3)
-    large = pixels.repeat(2, axis=0).repeat(3, axis=1)
+    large = noise(2 * loaded.image_size, 3 * loaded.image_size, 3)
+    pixels = resize_image(large, loaded.image_size)
     (path,) = run_predict(save(tmp_path / "in" / "a.png", large))
     with torch.no_grad():
         logits = loaded.model(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255).logits

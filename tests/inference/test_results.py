@@ -32,6 +32,33 @@ def test_numbers_stay_whole_on_any_terminal(datasets, width):
     assert row.split() == ["MAE", "0.0000", "0.0000"]
 
 
+@pytest.mark.parametrize("width", [40, 80])
+def test_half_an_interval_stands_beside_a_score_or_below_it(width):
+    evaluator, shares = Evaluator(), {}
+    for index in range(12):
+        truth = np.zeros((16, 16), np.uint8)
+        truth[2 : 4 + index, 2:9] = 1
+        evaluator.add(index, str(index), "", 0.9 * truth.astype(float) + 0.05, truth)
+        shares[index] = float(truth.mean())
+    scores, stream = summarise(evaluator, shares), io.StringIO()
+    report({NAME: scores, "NC4K": scores}, {"name": "camox"}, None, Console(stream=stream, width=width))
+    low, high = scores.summary["intervals"]["s_measure"]
+    value, half = f"{scores.summary['s_measure']:.4f}", f"±{(high - low) / 2:.3f}"
+    lines = [line.split() for line in stream.getvalue().splitlines()]
+    at = next(i for i, words in enumerate(lines) if words[:1] == ["S"])
+    beside = ["S", value, half, value, half]
+    assert lines[at] == beside if width == 80 else lines[at] + lines[at + 1] == ["S", value, value, half, half]
+
+
+def test_published_numbers_are_printed_as_such_and_never_for_other_data(datasets):
+    stream = io.StringIO()
+    report({**datasets, "CAMO": datasets["other"]}, {"name": "camox"}, None, Console(stream=stream, width=80))
+    printed = stream.getvalue()
+    assert printed.count("SINet-V2") == 1
+    assert "CAMO: published" in printed
+    assert "Protocols differ" in printed
+
+
 def test_images_without_an_object_are_told_apart(datasets):
     stream = io.StringIO()
     report(datasets, {"name": "camox"}, None, Console(stream=stream))

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -33,6 +35,16 @@ def test_a_pixel_is_in_the_band_where_its_neighbourhood_holds_both(seed, height,
         for x in range(width):
             around = mask[0, 0, max(0, y - 1) : y + 2, max(0, x - 1) : x + 2]
             assert band[0, 0, y, x].item() == float(around.min() != around.max())
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**31), st.integers(3, 40), st.integers(3, 40), st.floats(0.5, 4))
+def test_the_band_is_opencvs_morphological_gradient(seed, height, width, smoothness):
+    """What edge maps that come with datasets are made by: none has to be read."""
+    noise = np.random.default_rng(seed).normal(size=(height, width)).astype(np.float32)
+    mask = (cv2.GaussianBlur(noise, (0, 0), smoothness) > 0).astype(np.uint8)
+    expected = cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
+    assert np.array_equal(boundary_band(torch.from_numpy(mask)[None, None])[0, 0].numpy(), expected)
 
 
 @pytest.mark.parametrize("fill", [0.0, 1.0])

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarking.pairs import EDGES, native_pair, random_pair, scattered_pair
 from camox.measures.device import resize_on_device
 from camox.measures.evaluator import Evaluator, measure_batch, measure_image, resize_probability, uint8_probability
 from camox.measures.protocol import ALL_MEASURES, PROTOCOLS
-from benchmarking.pairs import EDGES, native_pair, random_pair, scattered_pair
 
 
 def assert_equals_cpu(probability, truth, protocol):

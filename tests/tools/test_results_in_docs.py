@@ -14,14 +14,16 @@ from benchmarking import report
 from pages import read_block
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "docs" / "model.md"
+DOCS = ROOT / "docs"
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
-    "step": report.markdown_tables,
-    "moe": report.markdown_tables,
-    "ablation": ablation_tables.markdown_tables,
+TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
+    "step": ("model.md", report.markdown_tables),
+    "moe": ("model.md", report.markdown_tables),
+    "ablation": ("model.md", ablation_tables.markdown_tables),
+    "measures": ("measures.md", report.markdown_tables),
 }
+"""Block, which is the name of its results too → its page, and what makes its tables."""
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -36,7 +38,13 @@ def test_results_and_pictures_that_a_page_names_are_there(page):
 @pytest.mark.parametrize("block", TABLES)
 def test_tables_on_the_page_are_those_of_the_results(block):
     results = json.loads((RESULTS / f"{block}.json").read_text(encoding="utf-8"))
-    assert read_block(PAGE, block) == TABLES[block](results)
+    page, tables = TABLES[block]
+    assert read_block(DOCS / page, block) == tables(results)
+
+
+def test_the_table_of_loading_is_that_of_the_results():
+    results = json.loads((RESULTS / "loader.json").read_text(encoding="utf-8"))
+    assert read_block(ROOT / "docs" / "data.md", "loader") == report.markdown_tables(results)
 
 
 def test_the_table_of_incidents_is_that_of_the_results():

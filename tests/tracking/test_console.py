@@ -28,6 +28,16 @@ def test_numbers_with_their_nouns(number, noun, text):
     assert counted(number, noun) == text
 
 
+def test_a_bar_counts_on_a_terminal_and_is_silent_elsewhere():
+    for terminal in (True, False):
+        stream = io.StringIO()
+        with Console(stream=stream, terminal=terminal, width=80).counting("examining[b]", 3) as advance:
+            for _ in range(3):
+                advance()
+        assert ("examining[b]" in stream.getvalue()) == terminal
+        assert ("3/3" in stream.getvalue()) == terminal
+
+
 def everything(console):
     console.header("camox", [("experiment", "a[bold]b.toml"), ("device", "cpu")])
     console.warning("file[/red].png is odd")
@@ -36,6 +46,8 @@ def everything(console):
         progress.advance(51240)
         progress.advance(51241, VALUES)
     console.validation(RAW, {**RAW, "iou": 0.6}, epoch=199, step=51241)
+    console.verdict("problem", "12", "damaged[b]", [("a[/x].png", "remove it")], ["the loader fails"])
+    console.verdict("note", "3", "grey masks")
     console.checkpoint("runs/x/checkpoints/epoch_0005", seconds=1.23, note="best s_measure 0.712")
     console.table("sizes[i]", ["name", "images"], [["a[b]", 3]])
     console.summary("done", [("best", "runs/x/checkpoints/epoch_0005")])

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from camox.errors import DataError
 from camox.training.announcement import announce
 from camox.training.check import check
 from camox.training.run_state import Position
@@ -66,3 +67,14 @@ def test_check_names_the_experts_too(tiny_experiment, capsys):
     experiment = tiny_experiment("model.moe.top_k=3")
     check(experiment)
     assert f"\nexperts: top 3 of {SIX} at strides 4, 8, 16, 32" in capsys.readouterr().out
+
+
+def test_check_tells_the_room_a_cache_takes_and_refuses_too_large_a_one(tiny_experiment, capsys, tmp_path):
+    overrides = ("data.multi_scale=[1.0, 2.0]", f"data.cache={tmp_path / 'cache'}")
+    check(tiny_experiment(*overrides))
+    out = capsys.readouterr().out
+    assert f"0.00 GiB in {tmp_path / 'cache'}" in out.replace("\n", "")
+    assert "32², 64²" in out
+    assert not (tmp_path / "cache").exists()
+    with pytest.raises(DataError, match=r"12 samples at 32², 64² pixels .*data\.cache_gib"):
+        check(tiny_experiment(*overrides, "data.cache_gib=1e-5"))

@@ -50,6 +50,9 @@ def test_only_phases_that_no_other_exceeds_are_tried(tiny_experiment, memory_for
     tried.clear()
     look(tiny_experiment("phases.frozen.batch_size=8", "phases.full.image_size=40"))
     assert tried == [(8, 32, 4), (4, 40, 0)]
+    tried.clear()
+    look(tiny_experiment("data.multi_scale=[1.0, 3.0]"))
+    assert tried == [(4, 96, 0)]
 
 
 def test_the_message_has_the_largest_batch_that_fits(tiny_experiment, memory_for):

@@ -64,7 +64,8 @@ def test_the_module_the_operation_and_the_samples_are_named_and_named_again_late
     assert "all values are finite" in capsys.readouterr().out
 
 
-def test_a_replay_sees_the_very_same_batch_weights_and_random_numbers(tiny_experiment, monkeypatch):
+@pytest.mark.parametrize("sizes", ["[]", "[1.0, 2.0, 3.0]"])
+def test_a_replay_sees_the_very_same_batch_weights_and_random_numbers(tiny_experiment, monkeypatch, sizes):
     """The loss of the replayed step is that of the step itself, bit for bit: with augmentation and routing noise."""
     from camox.training.step import TOTAL, TrainingStep
 
@@ -79,7 +80,8 @@ def test_a_replay_sees_the_very_same_batch_weights_and_random_numbers(tiny_exper
 
     monkeypatch.setattr(TrainingStep, "losses", note)
     # Noise until the end: by default none is left at the third step of four.
-    run = train(tiny_experiment("model.moe.router.noise=1", "model.moe.router.noise_fraction=1"))
+    noise = ("model.moe.router.noise=1", "model.moe.router.noise_fraction=1")
+    run = train(tiny_experiment(*noise, f"data.multi_scale={sizes}"))
     assert len(replays_of(run)) == 1
     assert seen[2] == seen[3]
     assert len(set(seen)) == 4
@@ -120,7 +122,7 @@ def report(step: int, finite: bool, terms: tuple[str, ...] = ()) -> StepReport:
 def test_which_steps_are_taken_once_more(tiny_experiment, scaled, reports, wanted):
     replays = Replays(tiny_experiment(), [], scaled)
     for step in (1, 2, 3):
-        replays.note(Attempted.of(step, 0, 32, [], Controls(1e-3, 0.0, 0.0)))
+        replays.note(Attempted.of(step, 0, [], Controls(1e-3, 0.0, 0.0)))
     found = replays._wanted(reports)
     assert (None if found is None else found.step) == wanted
 
@@ -128,7 +130,7 @@ def test_which_steps_are_taken_once_more(tiny_experiment, scaled, reports, wante
 def test_a_row_of_bad_steps_and_more_than_the_budget_are_not_taken_again(tiny_experiment):
     replays, wanted = Replays(tiny_experiment("stability.replays=2"), [], scaled=False), []
     for step, finite in enumerate([False, False, False, True, False, True, False], start=1):
-        replays.note(Attempted.of(step, 0, 32, [], Controls(1e-3, 0.0, 0.0)))
+        replays.note(Attempted.of(step, 0, [], Controls(1e-3, 0.0, 0.0)))
         found = replays._wanted([report(step, finite)])
         wanted += [] if found is None else [found.step]
     assert wanted == [1, 5]

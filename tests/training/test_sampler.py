@@ -91,6 +91,35 @@ def test_a_share_of_the_samples_is_another_one_in_each_epoch_until_all_have_come
     assert set.union(*epochs) == set(range(40))
 
 
+@given(
+    seed=st.integers(0, 2**32 - 1), epoch=st.integers(0, 50), attempt=st.integers(0, 3), start=st.integers(0, 9),
+    ranks=st.integers(1, 3),
+)  # fmt: skip
+def test_a_batch_has_one_size_that_depends_on_its_place_in_the_epoch_alone(seed, epoch, attempt, start, ranks):
+    def keys(sizes: tuple[int, ...], rank: int, start: int) -> list[list[tuple[int, ...]]]:
+        sampler = EpochBatches([1.0] * 60, 2, seed, rank, ranks, sizes=sizes)
+        sampler.set_position(epoch, start=start, attempt=attempt)
+        return list(sampler)
+
+    sized = [keys((32, 64, 96), rank, 0) for rank in range(ranks)]
+    sizes = [[{size for *_, size in batch} for batch in of_rank] for of_rank in sized]
+    assert all(of_rank == sizes[0] for of_rank in sizes)
+    assert all(len(size) == 1 and size <= {32, 64, 96} for size in sizes[0])
+    assert keys((32, 64, 96), 0, start) == sized[0][start:]
+    # The order is that of one size.
+    assert [[key[:2] for key in batch] for batch in sized[0]] == keys((), 0, 0)
+
+
+def test_each_size_comes_about_equally_often_and_elsewhere_in_every_epoch():
+    def sizes(epoch: int, attempt: int = 0) -> list[int]:
+        sampler = EpochBatches([1.0] * 600, 2, seed=1, sizes=(32, 64, 96))
+        sampler.set_position(epoch, attempt=attempt)
+        return [batch[0][2] for batch in sampler]
+
+    assert all(70 < count < 130 for count in Counter(sizes(0)).values())
+    assert len({tuple(sizes(0)), tuple(sizes(1)), tuple(sizes(0, attempt=1))}) == 3
+
+
 def test_too_few_samples_say_what_to_change():
     with pytest.raises(ExperimentError, match=r"7 training samples.*4 on 2 process.*data\.batch_size"):
         EpochBatches([1.0] * 7, 4, seed=0, ranks=2)

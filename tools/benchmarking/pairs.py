@@ -77,6 +77,13 @@ def single(row: int, column: int, shape: tuple[int, int] = (17, 23)) -> np.ndarr
     return truth
 
 
+def _blocks(*columns: tuple[int, int]) -> np.ndarray:
+    blocks = np.zeros((30, 140), np.uint8)
+    for first, last in columns:
+        blocks[10:20, first:last] = 255
+    return blocks
+
+
 RAMP = np.linspace(0, 255, 17 * 23).reshape(17, 23).astype(np.uint8)
 EDGES: dict[str, Pair] = {
     "empty truth, empty map": (constant(0, (9, 9)), constant(0, (9, 9))),
@@ -98,6 +105,11 @@ EDGES: dict[str, Pair] = {
     "all but one pixel": (RAMP, 255 - single(5, 5)),
     "border of the image": (RAMP, 255 - np.pad(constant(255, (15, 21)), 1)),
     "twice the mean is a level": (np.array([[0, 0, 0, 0, 0, 100, 250]], np.uint8), single(0, 5, (1, 7))),
+    "twice the mean is a level, but for numpy's rounding": (
+        np.array([[0, 255, 29, 242, 177, 132, 12]], np.uint8),
+        single(0, 3, (1, 7)),
+    ),
+    "false positives far away": (_blocks((10, 20), (80, 110)), _blocks((10, 20))),
     "one column": (RAMP[:, :1], constant(255, (17, 1)) * (np.arange(17) > 11)[:, None].astype(np.uint8)),
     "one row": (RAMP[:1], constant(255, (1, 23)) * (np.arange(23) > 11).astype(np.uint8)),
     "grey truth around the threshold": (RAMP, RAMP // 2 + 65),

@@ -55,7 +55,7 @@ def _named(part: str, results: dict[str, Any]) -> dict[str, float]:
     if part in ("S", "weighted F", "MAE"):
         (value,) = results.values()
         return {PARTS[part][0]: value}
-    named = {}
+    named: dict[str, float] = {}
     for family, values in results.items():
         curve = values["dynamic"]
         named |= {

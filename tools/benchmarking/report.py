@@ -81,8 +81,12 @@ def markdown_tables(document: Mapping[str, Any]) -> str:
     machine, versions, settings = document["machine"], document["versions"], document["settings"]
     if "megabytes" in settings:
         sizes = f"{settings['megabytes']} MB of weights"
+    elif "backbone" not in settings:
+        sizes = "each on one core"
     elif "image_size" not in settings:
         sizes = f"state of {settings['backbone']}, width {settings['width']}"
+    elif "backbone" not in settings:
+        sizes = f"{settings['image_size']}², batch {settings['batch']}"
     else:
         sizes = f"{settings['backbone']}, {settings['image_size']}², batch {settings['batch']}, {settings['precision']}"
     where = (

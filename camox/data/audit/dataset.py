@@ -78,10 +78,14 @@ def examine_dataset(dataset: Dataset, workers: int | None = None, advance: Calla
     """
     examined = []
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        for one in pool.map(examine, dataset.listing.entries):
-            examined.append(one)
-            if advance:
-                advance()
+        try:
+            for one in pool.map(examine, dataset.listing.entries):
+                examined.append(one)
+                if advance:
+                    advance()
+        except BaseException:  # whoever presses Ctrl-C does not want to wait for thousands of files
+            pool.shutdown(cancel_futures=True)
+            raise
     return Audited(dataset, tuple(examined))
 
 

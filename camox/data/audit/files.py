@@ -13,6 +13,7 @@ from camox.data.audit.listing import Entry
 from camox.data.audit.similarity import small_grey
 from camox.data.audit.statistics import Measured, border_share, measure
 from camox.data.decoding import (
+    DAMAGE,
     Header,
     object_threshold,
     read_header,
@@ -45,6 +46,13 @@ class Examined:
 
 def examine(entry: Entry) -> Examined:
     """Read an image and its mask as the loader would, and find every trap in them. Raises nothing for bad files."""
+    try:
+        return _examine(entry)
+    except OSError as error:  # gone, or out of reach, since its header was read
+        return Examined(entry, (Finding("damaged_header", Path(error.filename or entry.image), str(error)),))
+
+
+def _examine(entry: Entry) -> Examined:
     findings: list[Finding] = []
     image_header, mask_header = (_header(path, findings) for path in (entry.image, entry.mask))
     applied, fits = _belonging(entry, image_header, mask_header, findings)
@@ -116,10 +124,12 @@ def _examine_image(path: Path, applied: bool, findings: list[Finding]) -> np.nda
 def _about_format(path: Path, role: str) -> Iterator[Finding]:
     """What the header of a readable file says about how pixels are stored; `role` is "image" or "mask"."""
     with Image.open(path) as image:
-        mode, form, frames = image.mode, image.format or "", getattr(image, "n_frames", 1)
+        mode, form = image.mode, image.format or ""
+        frames = _frames(image)
         transparent = image.has_transparency_data
         progressive = bool(image.info.get("progressive"))
-    if Image.registered_extensions().get(path.suffix.lower()) != form:
+    # An MPO is a JPEG with more of them behind it, as phones write it.
+    if Image.registered_extensions().get(path.suffix.lower()) != ("JPEG" if form == "MPO" else form):
         yield Finding("wrong_suffix", path, f"is {form}")
     if frames > 1:
         yield Finding("several_frames", path, f"{frames} frames")
@@ -139,8 +149,15 @@ def _about_format(path: Path, role: str) -> Iterator[Finding]:
     else:
         if mode in ("RGB", "RGBA", "CMYK", "YCbCr", "LAB"):
             yield Finding("colour_mask", path, f"mode {mode}")
-        if form == "JPEG":
+        if form in ("JPEG", "MPO"):
             yield Finding("jpeg_mask", path)
+
+
+def _frames(image: Image.Image) -> int:
+    try:
+        return int(getattr(image, "n_frames", 1))
+    except DAMAGE:  # the directories of a TIFF are only followed here
+        return 1
 
 
 def _is_deep_png(path: Path) -> bool:

@@ -42,7 +42,7 @@ def perceptual_hash(grey: np.ndarray) -> int:
 
     As pHash (Zauner 2010): the cosine transform of 32² pixels, of which 8² coefficients remain. They are compared
     with 0 and not with their median, so that a mirrored picture has the same bits but for those of odd columns
-    inverted (see `_MIRROR`). The constant's bit is always 0.
+    inverted (see `mirror`). The constant's bit is always 0.
     """
     small = cv2.resize(grey, (_HASH_SIDE, _HASH_SIDE), interpolation=cv2.INTER_AREA)
     coefficients = cv2.dct(small.astype(np.float32))[:_LOW, :_LOW]
@@ -51,7 +51,12 @@ def perceptual_hash(grey: np.ndarray) -> int:
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 
-_MIRROR = int.from_bytes(np.packbits(np.tile(np.arange(_LOW) % 2 == 1, (_LOW, 1))).tobytes(), "big")
+def mirror(bits: int) -> int:
+    """The hash of the mirrored picture."""
+    return bits ^ _ODD_COLUMNS
+
+
+_ODD_COLUMNS = int.from_bytes(np.packbits(np.tile(np.arange(_LOW) % 2 == 1, (_LOW, 1))).tobytes(), "big")
 
 
 def near_duplicates(
@@ -65,7 +70,8 @@ def near_duplicates(
         least_correlation: of what `detail_correlation` gives for a pair.
 
     Returns:
-        Pairs by ascending distance. Comparing all hashes of 6000 images takes about a second.
+        Pairs by ascending distance. Comparing all hashes of 6000 images takes a tenth of a second, aligning what they
+        propose some milliseconds a pair: seconds where photographs differ, minutes for thousands of nearly alike.
     """
     hashes = np.array([perceptual_hash(grey) for grey in greys], np.uint64)
     found = []
@@ -81,7 +87,7 @@ def _candidates(hashes: np.ndarray, most_bits: int) -> list[tuple[int, int, int,
     """(first, second, distance, mirrored) of all pairs of uint64 hashes [N] within so many bits of each other."""
     found: dict[tuple[int, int], tuple[int, bool]] = {}
     for mirrored in (False, True):
-        others = hashes ^ np.uint64(_MIRROR) if mirrored else hashes
+        others = hashes ^ np.uint64(_ODD_COLUMNS) if mirrored else hashes
         for start in range(0, len(hashes), _CHUNK):
             rows = hashes[start : start + _CHUNK, None]
             distances = np.bitwise_count(rows ^ others[None, start + 1 :])

@@ -1,11 +1,13 @@
 """`camox data check`: examine, tell, write."""
 
 import json
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 from camox.data.audit.dataset import examine_dataset, find_duplicates
-from camox.data.audit.findings import KINDS
-from camox.data.audit.statistics import summarise
+from camox.data.audit.findings import KINDS, Finding, Kind, Severity
+from camox.data.audit.statistics import Measured, summarise
 from camox.diagnosis.data_check.result import Result
 from camox.diagnosis.data_check.subject import datasets_at
 from camox.errors import DataError
@@ -38,7 +40,9 @@ def check_data(
         _make(out)
     for notice in notices:
         console.warning(notice)
-    with console.counting("examining", sum(len(one.listing.entries) for one in datasets)) as advance:
+    total = sum(len(one.listing.entries) for one in datasets)
+    with console.counting("examining", total) as advance, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")  # its doubts about single files, without their names
         audited = tuple(examine_dataset(one, workers, advance) for one in datasets)
     result = Result(path, audited, tuple(find_duplicates(audited)), tuple(notices))
     _tell(result, console)
@@ -55,19 +59,25 @@ def _tell(result: Result, console: Console) -> None:
     console.notice(f"camox data check: {result.path}")
     columns = ["", "images", "median size", "object area", "empty", "contrast"]
     console.table("", columns, [_row(one.dataset.title, one.measured, len(one.examined)) for one in result.audited])
-    for kind, findings in result.by_kind.items():
-        about = KINDS[kind]
-        files = ", ".join(result.shown(one.path) + (f" ({one.detail})" * bool(one.detail)) for one in findings[:_SHOWN])
-        more = f", … and {len(findings) - _SHOWN} more" if len(findings) > _SHOWN else ""
-        loader = f"the loader {about.loader}"
-        lines = [(files + more, about.remedy)] if about.severity == "problem" else []
-        notes = [loader] if lines else [loader, files + more]
-        console.verdict(about.severity, str(len(findings)), about.title, lines, notes)
-    _tell_duplicates(result, console)
+    severities: tuple[Severity, ...] = ("problem", "note")
+    for severity in severities:
+        for kind, findings in result.by_kind.items():
+            if KINDS[kind].severity == severity:
+                _tell_kind(KINDS[kind], findings, result, console)
+        _tell_duplicates(severity, result, console)
     console.notice(f"\n{result.verdict}")
 
 
-def _row(title: str, measured: list, images: int) -> list[object]:
+def _tell_kind(kind: Kind, findings: Sequence[Finding], result: Result, console: Console) -> None:
+    files = ", ".join(result.shown(one.path) + (f" ({one.detail})" if one.detail else "") for one in findings[:_SHOWN])
+    if len(findings) > _SHOWN:
+        files += f", … and {len(findings) - _SHOWN} more"
+    loader = f"the loader {kind.loader}"
+    problems, notes = ([(files, kind.remedy)], [loader]) if kind.severity == "problem" else ([], [loader, files])
+    console.verdict(kind.severity, str(len(findings)), kind.title, problems, notes)
+
+
+def _row(title: str, measured: Sequence[Measured], images: int) -> list[object]:
     numbers = summarise(measured)
     if not measured:
         return [title, images, "–", "–", "–", "–"]
@@ -83,26 +93,23 @@ def _row(title: str, measured: list, images: int) -> list[object]:
     ]
 
 
-def _tell_duplicates(result: Result, console: Console) -> None:
-    titles = {
-        "problem": ("near-duplicates between sets of different use", "remove one of each pair, or scores will flatter"),
-        "note": ("near-duplicates within one use", ""),
-    }
-    for severity, (title, remedy) in titles.items():
-        pairs = [one for one in result.duplicates if one.severity == severity]
-        if not pairs:
-            continue
-        lines = [
-            f"{result.shown(result.at(one.first).entry.image)} = {result.shown(result.at(one.second).entry.image)}"
-            f" ({one.distance} bits{', mirrored' * one.mirrored})"
-            for one in pairs[:_SHOWN_DUPLICATES]
-        ]
-        if len(pairs) > _SHOWN_DUPLICATES:
-            lines.append(f"… and {len(pairs) - _SHOWN_DUPLICATES} more")
-        # The remedy stands once, below the last.
-        problems = [("\n      ".join(lines), remedy)] if remedy else []
-        notes = ["the loader takes both"] if remedy else ["the loader takes both", *lines]
-        console.verdict(severity, str(len(pairs)), title, problems, notes)
+def _tell_duplicates(severity: Severity, result: Result, console: Console) -> None:
+    pairs = [one for one in result.duplicates if one.severity == severity]
+    if not pairs:
+        return
+    lines = [
+        f"{result.shown(result.at(one.first).entry.image)} = {result.shown(result.at(one.second).entry.image)}"
+        f" ({one.distance} bits{', mirrored' if one.mirrored else ''})"
+        for one in pairs[:_SHOWN_DUPLICATES]
+    ]
+    if len(pairs) > _SHOWN_DUPLICATES:
+        lines.append(f"… and {len(pairs) - _SHOWN_DUPLICATES} more")
+    if severity == "problem":
+        problems = [("\n      ".join(lines), "remove one of each pair, or scores will flatter")]
+        console.verdict(severity, str(len(pairs)), "near-duplicates between sets of different use", problems)
+    else:
+        notes = ["the loader takes both; a part that is held out may hold a copy", *lines]
+        console.verdict(severity, str(len(pairs)), "near-duplicates within one use", (), notes)
 
 
 # ---- to files
@@ -117,8 +124,7 @@ def _make(out: Path) -> None:
 
 def _write(result: Result, out: Path, count: int) -> None:
     from camox.diagnosis.data_check.page import write_page
-    from camox.diagnosis.data_check.sheet import write_sheet
-    from camox.diagnosis.data_check.tiles import choose_tiles
+    from camox.diagnosis.data_check.tiles import choose_tiles, write_sheet
 
     document = json.dumps(result.plain(), indent=2, allow_nan=False, ensure_ascii=False)
     tiles = choose_tiles(result, count)

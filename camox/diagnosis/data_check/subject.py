@@ -19,9 +19,16 @@ def datasets_at(path: Path) -> tuple[list[Dataset], list[str]]:
         The datasets, and what of the path is not examined, a line each.
 
     Raises:
-        CamoxError: there is nothing at the path, or nothing that is a dataset, or no image in any of them.
+        CamoxError: there is nothing at the path, or nothing that is a dataset, or no image in any of them, or a folder
+            cannot be read.
     """
-    path = path.expanduser()
+    try:
+        return _datasets_at(path.expanduser())
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error}): check its permissions and the disk it is on") from error
+
+
+def _datasets_at(path: Path) -> tuple[list[Dataset], list[str]]:
     if path.is_dir():
         datasets, notices = _in_folder(path)
     elif path.is_file() and path.suffix.lower() == ".toml":
@@ -68,7 +75,7 @@ def _of_experiment(experiment: Experiment) -> tuple[list[Dataset], list[str]]:
             if "layout" not in specification:
                 notices.append(f"{role}: {source_label(specification)} has no files of images and is not examined")
                 continue
-            located = locate_source(specification, "test" if role == "test" else "train")
+            located = locate_source(specification)  # its split has been filled in by role
             datasets.append(_dataset(source_label(specification), role, located, specification))
     return datasets, notices
 

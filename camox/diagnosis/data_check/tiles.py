@@ -3,17 +3,20 @@
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
 
 from camox.data.audit.files import Examined
 from camox.data.audit.findings import KINDS
+from camox.data.audit.statistics import border_share
 from camox.data.decoding import read_header, read_image, read_mask
 from camox.data.pairing import applies_orientation
+from camox.diagnosis.contact_sheet import draw_sheet
 from camox.diagnosis.data_check.result import Result
 from camox.errors import DataError
-from camox.inference.pictures import outlined
+from camox.inference.pictures import outlined, overlay
 
 _GREY = 210
 
@@ -55,6 +58,13 @@ def choose_tiles(result: Result, count: int, side: int = 240) -> list[Tile]:
     return [_tile(result, place, place in duplicated, side) for place in shown]
 
 
+def write_sheet(result: Result, tiles: Sequence[Tile], path: Path) -> None:
+    """Write a PNG of the tiles in rows, with names, share of the object and contrast, or what is wrong, below each."""
+    shown = f"{len(tiles)} of {result.images} images, masks outlined"
+    title = f"{result.path.name or result.path}: {result.verdict}"
+    draw_sheet([(tile.picture, *_caption(tile)) for tile in tiles], title, shown).save(path)
+
+
 def thumbnail(one: Examined, side: int) -> np.ndarray:
     """The image of an entry with its mask outlined, its longer side `side` pixels: uint8 [h, w, 3] RGB."""
     try:
@@ -66,7 +76,9 @@ def thumbnail(one: Examined, side: int) -> np.ndarray:
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     if mask is None:
         return small
-    return outlined(small, cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST_EXACT))
+    small_mask = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST_EXACT)
+    # An outline does not say which side of it is object; where that may be the outer one, a tint does.
+    return overlay(small, small_mask) if border_share(mask) > 0.5 else outlined(small, small_mask)
 
 
 def _read(one: Examined) -> tuple[np.ndarray, np.ndarray | None]:
@@ -119,3 +131,10 @@ def _in_turns(places: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         turns[dataset] = turns.get(dataset, 0) + 1
         keyed.append((turns[dataset], dataset, file))
     return [(dataset, file) for _, dataset, file in sorted(keyed, key=lambda key: key[:2])]
+
+
+def _caption(tile: Tile) -> tuple[str, str, bool]:
+    if tile.title:
+        return tile.name, tile.title, tile.is_problem
+    contrast = "" if tile.contrast is None else f", contrast {tile.contrast:.0f}"
+    return tile.name, "" if tile.area is None else f"object {tile.area:.1%}{contrast}", False

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from camox.data.audit import files
 from camox.data.audit.dataset import Dataset, examine_dataset
 from camox.data.audit.findings import KINDS
 from camox.data.audit.listing import list_dataset
@@ -88,7 +90,7 @@ def test_a_set_as_it_should_be_has_no_findings(tmp_path):
     assert findings_in(tmp_path) == ()
 
 
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(
     kinds=st.lists(st.sampled_from(sorted(TRAPS.keys() - {"no_images", "huge_image", "same_stem"})), unique=True),
     seed=st.integers(0, 99),
@@ -139,10 +141,61 @@ def test_a_lost_label_is_told_from_soft_edges_and_ringing(tmp_path_factory, leve
     assert ("label_below_threshold" in kinds) == labelled
 
 
-def test_a_soft_photograph_border_is_not_inverted(tmp_path):
+def test_a_rim_of_one_grey_level_is_an_edge_and_no_label(tmp_path):
+    pairs = Pairs(tmp_path, clean=0)
+    rim = cv2.dilate(TRUTH, np.ones((3, 3), np.uint8)) - TRUTH
+    assert rim.mean() > 0.005
+    pairs.image()
+    pairs.mask(levels=TRUTH * 255 + rim * 90)
+    assert findings_in(tmp_path) == ()
+
+
+def test_an_object_that_fills_most_of_the_image_is_not_inverted(tmp_path):
     pairs = Pairs(tmp_path)
     large = np.zeros((HEIGHT, WIDTH), np.uint8)
     large[8:-8, 8:-8] = 255
     pairs.image("large.jpg", photograph(7))
     pairs.mask("large.png", large)
     assert findings_in(tmp_path) == ()
+
+
+@settings(max_examples=60)
+@given(
+    form=st.sampled_from(["JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF"]),
+    role=st.sampled_from(["image", "mask"]),
+    seed=st.integers(0, 10**6),
+)
+def test_whatever_damage_is_a_finding_where_the_loader_fails(tmp_path_factory, form, role, seed):
+    random = np.random.default_rng(seed)
+    root = tmp_path_factory.mktemp("damaged")
+    pairs = Pairs(root, clean=0)
+    pairs.image(), pairs.mask()
+    path = pairs.images / "trap.jpg" if role == "image" else pairs.masks / "trap.png"
+    picture = Image.fromarray(photograph() if role == "image" else TRUTH * 255)
+    picture.save(path, form)
+    data = np.frombuffer(path.read_bytes(), np.uint8).copy()
+    places = random.integers(0, min(len(data), random.choice([80, 10**6])), 6)
+    data[places] = random.integers(0, 256, 6)
+    path.write_bytes(data[: random.integers(1, len(data) + 1)].tobytes())
+    kinds = {finding.kind for finding in findings_in(root)}
+    try:
+        fails = TrainSet(opened(root), 32)[0, 0].problem is not None
+    except DataError:
+        fails = True
+    told = [kind for kind in kinds if "refuses" in KINDS[kind].loader or "fails when" in KINDS[kind].loader]
+    assert fails == bool(told)
+
+
+def test_a_file_that_vanishes_meanwhile_is_a_finding(tmp_path, monkeypatch):
+    Pairs(tmp_path, clean=1)
+    read = files.read_header
+
+    def read_and_lose(path):
+        header = read(path)
+        path.unlink()
+        return header
+
+    monkeypatch.setattr(files, "read_header", read_and_lose)
+    (finding,) = findings_in(tmp_path)
+    assert finding.kind == "damaged_header"
+    assert finding.path.name == "clean_0.jpg"

@@ -1,4 +1,4 @@
-"""The contact sheet: many small pictures with captions in one PNG."""
+"""Many small pictures with captions on one sheet."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,9 +7,6 @@ import matplotlib as mpl
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from camox.diagnosis.data_check.result import Result
-from camox.diagnosis.data_check.tiles import Tile
-
 _SIDE = 216
 _GAP = 14
 _LINE = 15
@@ -17,13 +14,6 @@ _CAPTION = 2 * _LINE + 6
 _MARGIN = 20
 _TITLE = 54
 _INK, _QUIET, _RED = (30, 30, 30), (110, 110, 110), (190, 30, 30)
-
-
-def write_sheet(result: Result, tiles: Sequence[Tile], path: Path) -> None:
-    """Write a PNG of the tiles in rows, with names, share of the object and contrast, or what is wrong, below each."""
-    shown = f"{len(tiles)} of {result.images} images, masks outlined"
-    title = f"{result.path.name or result.path}: {result.verdict}"
-    draw_sheet([(tile.picture, *_caption(tile)) for tile in tiles], title, shown).save(path)
 
 
 def draw_sheet(
@@ -62,13 +52,6 @@ def _columns(tiles: int) -> int:
     """How many tiles a row has: about as many as make a page of it, so that the last row is as full as possible."""
     ideal = max(1, round((tiles * 1.5) ** 0.5))
     return min(range(max(1, ideal - 1), ideal + 2), key=lambda columns: (-tiles % columns, abs(columns - ideal)))
-
-
-def _caption(tile: Tile) -> tuple[str, str, bool]:
-    if tile.title:
-        return tile.name, tile.title, tile.is_problem
-    contrast = "" if tile.contrast is None else f", contrast {tile.contrast:.0f}"
-    return tile.name, "" if tile.area is None else f"object {tile.area:.1%}{contrast}", False
 
 
 _FONTS: dict[int, ImageFont.FreeTypeFont] = {}
