@@ -4,8 +4,10 @@ import io
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Literal, Protocol
 
 import cv2
 import numpy as np
@@ -27,6 +29,30 @@ REDUCTIONS = {
 """By what a JPEG's sides can be divided while it is decoded, which saves most of the work, largest first."""
 
 
+class Encoded(Protocol):
+    """An encoded image that is no file of its own; `str()` of it is what messages call it."""
+
+    def open(self, mode: Literal["rb"], /) -> IO[bytes]:
+        """Its bytes, as those of a file. Raises `OSError` where they cannot be read."""
+
+    def stamp(self) -> str:
+        """A text that is another one when the bytes are, found without reading them where that is possible."""
+
+
+ImageFile = Path | Encoded
+
+
+def stamp(file: ImageFile) -> str:
+    """A text that is another one when an image file is: its path, size and time, which need no reading."""
+    if not isinstance(file, Path):
+        return file.stamp()
+    try:
+        status = file.stat()
+    except OSError:  # told when it is read
+        return f"{file.absolute()} missing"
+    return f"{file.absolute()} {status.st_size} {status.st_mtime_ns}"
+
+
 @dataclass(frozen=True)
 class Header:
     """What a file says before its pixels: stored size in pixels and EXIF orientation (1 to 8)."""
@@ -46,16 +72,16 @@ class Header:
         return (self.height, self.width) if self.orientation >= 5 else (self.width, self.height)
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: ImageFile) -> Header:
     """Size and orientation of an image file without decoding it (0.05 ms). Raises `DataError`."""
     try:
-        with Image.open(path) as image:
+        with path.open("rb") as file, Image.open(file) as image:
             return Header(image.width, image.height, _orientation(image))
     except (*DAMAGE, Image.DecompressionBombError) as error:
         raise _unreadable(path, error) from error
 
 
-def read_image(path: Path, apply_orientation: bool = True, at_least: int | None = None) -> np.ndarray:
+def read_image(path: ImageFile, apply_orientation: bool = True, at_least: int | None = None) -> np.ndarray:
     """Decode an image file to uint8 [H, W, 3], RGB.
 
     Grey, palette and CMYK images become RGB, 16-bit levels are divided by 256, alpha is dropped (the colours
@@ -77,7 +103,7 @@ def read_image(path: Path, apply_orientation: bool = True, at_least: int | None 
     return _oriented(pixels, orientation) if apply_orientation else pixels
 
 
-def read_mask(path: Path) -> np.ndarray:
+def read_mask(path: ImageFile) -> np.ndarray:
     """Decode a mask file to uint8 [H, W] in {0, 1}; 1 is the object.
 
     The level of a pixel is its grey value or, in a colour or palette mask, its largest channel; transparent
@@ -93,7 +119,7 @@ def read_mask(path: Path) -> np.ndarray:
     return mask
 
 
-def read_levels(path: Path) -> np.ndarray:
+def read_levels(path: ImageFile) -> np.ndarray:
     """Decode a mask file to its levels, uint8 [H, W], before `read_mask` puts a threshold to them."""
     data = _read_bytes(path)
     if _is_plain_png(data):  # two thirds of Pillow's time, for what most masks are
@@ -116,7 +142,7 @@ def object_threshold(levels: np.ndarray) -> int:
     return 128 if levels.max() > 128 else 0
 
 
-def refuse_photograph(levels: np.ndarray, path: Path) -> None:
+def refuse_photograph(levels: np.ndarray, path: ImageFile) -> None:
     """Raise `DataError` where the levels [H, W] of the mask file `path` are those of a photograph."""
     most = int(levels.max())
     # Blurred edges of a soft mask are a small part of it, and labels are few.
@@ -136,7 +162,7 @@ def _reduction(size: tuple[int, int], at_least: int | None) -> int:
     return next((factor for factor in REDUCTIONS if min(size) // factor >= at_least), 1)
 
 
-def _rgb(image: Image.Image, data: bytes, path: Path, reduction: int) -> np.ndarray:
+def _rgb(image: Image.Image, data: bytes, path: ImageFile, reduction: int) -> np.ndarray:
     if image.format == "JPEG" and image.mode in ("RGB", "L"):
         return _decode_jpeg(data, path, reduction)
     if image.mode == "I" or image.mode.startswith("I;16"):
@@ -146,7 +172,7 @@ def _rgb(image: Image.Image, data: bytes, path: Path, reduction: int) -> np.ndar
     return np.array(image.convert("RGB"))
 
 
-def _levels(image: Image.Image, data: bytes, path: Path) -> np.ndarray:
+def _levels(image: Image.Image, data: bytes, path: ImageFile) -> np.ndarray:
     """Levels of a mask as uint8 [H, W]."""
     if image.format == "JPEG" and image.mode in ("RGB", "L"):
         return _decode_jpeg(data, path).max(axis=2)
@@ -169,12 +195,12 @@ def _integer_levels(image: Image.Image) -> np.ndarray:
     return np.clip(np.array(image).astype(np.int64), 0, 65535)
 
 
-def _reject_float(image: Image.Image, path: Path) -> None:
+def _reject_float(image: Image.Image, path: ImageFile) -> None:
     if image.mode == "F":
         raise DataError(f"{path}: has floating-point pixels, whose range is not known: save it with 8 or 16 bits")
 
 
-def _decode_jpeg(data: bytes, path: Path, reduction: int = 1) -> np.ndarray:
+def _decode_jpeg(data: bytes, path: ImageFile, reduction: int = 1) -> np.ndarray:
     # OpenCV decodes a JPEG in less than half of Pillow's time, but fills what a truncated file lacks with
     # grey and says so on stderr only.
     if not _jpeg_is_complete(data):
@@ -251,7 +277,7 @@ def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _require_intact(form: str | None, data: bytes, path: Path) -> None:
+def _require_intact(form: str | None, data: bytes, path: ImageFile) -> None:
     """Raise `DataError` where a chunk of a PNG does not match its checksum: Pillow would show what is left of it."""
     if form != "PNG":
         return
@@ -285,9 +311,10 @@ def _oriented(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
-def _read_bytes(path: Path) -> bytes:
+def _read_bytes(path: ImageFile) -> bytes:
     try:
-        data = Path(path).read_bytes()
+        with path.open("rb") as file:
+            data = file.read()
     except OSError as error:
         raise _unreadable(path, error) from error
     if not data:
@@ -295,15 +322,21 @@ def _read_bytes(path: Path) -> bytes:
     return data
 
 
-def _unreadable(path: Path, error: Exception) -> DataError:
+def _unreadable(path: ImageFile, error: Exception) -> DataError:
     if isinstance(error, FileNotFoundError):
-        parent = Path(path).parent
-        gone = "" if parent.is_dir() else f": its folder {parent} is gone; is the disk or share that held it there?"
+        gone = ""
+        if isinstance(path, Path) and not path.parent.is_dir():
+            gone = f": its folder {path.parent} is gone; is the disk or share that held it there?"
         return DataError(f"{path}: no such file{gone}")
     if isinstance(error, Image.DecompressionBombError):
         return DataError(f"{path}: has too many pixels to be a photograph ({error}): make it smaller")
     if isinstance(error, Image.UnidentifiedImageError):
-        empty = Path(path).is_file() and Path(path).stat().st_size == 0
-        what = "the file is empty (0 bytes)" if empty else "not an image of a known format"
+        what = "the file is empty (0 bytes)" if _is_empty(path) else "not an image of a known format"
         return DataError(f"{path}: {what}: copy or download it again, or remove it")
     return DataError(f"{path}: cannot be read ({error}): copy or download it again")
+
+
+def _is_empty(path: ImageFile) -> bool:
+    with suppress(OSError), path.open("rb") as file:
+        return not file.read(1)
+    return False

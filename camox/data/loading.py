@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import cv2
@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from camox.data.resized import read_resized
 from camox.data.samples import Samples
+from camox.data.streams import Reading, StreamedRow
 from camox.data.transforms import augment, augmentation_seed, build_augmentation, resize_image, resize_mask
 from camox.errors import DataError
 
@@ -22,8 +23,8 @@ class TrainBatch:
     """Images and masks of B training samples at one size S.
 
     `images` uint8 [B, 3, S, S] RGB, `masks` uint8 [B, 1, S, S] in {0, 1}, `indices` int64 [B] into the
-    source. `problems` has a message for every sample that is not fit to train on; zeros stand in its place. `weights`
-    float32 [B] is 0 for these and 1 for all others.
+    source, or -1 for streamed samples, which have no place in one. `problems` has a message for every sample that is
+    not fit to train on; zeros stand in its place. `weights` float32 [B] is 0 for these and 1 for all others.
     """
 
     images: Tensor
@@ -31,6 +32,7 @@ class TrainBatch:
     indices: Tensor
     weights: Tensor
     problems: list[str]
+    names: list[str] = field(default_factory=list)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "TrainBatch":
         """The batch with its tensors on `device`; asynchronous only from pinned memory."""
@@ -86,10 +88,15 @@ class _Item:
     image: np.ndarray
     mask: np.ndarray
     problem: str | None = None
+    name: str = ""
+
+
+TrainKey = tuple[Any, ...]
+"""Epoch, sample, and where sizes vary its size in pixels. A sample is given by its index, a streamed one is its row."""
 
 
 class TrainSet(Dataset[_Item]):
-    """Training samples, resized and augmented; the key is (epoch, index), or (epoch, index, size).
+    """Training samples, resized and augmented; the key is a `TrainKey`.
 
     Samples have `image_size`² pixels, or the key's size, which is then to be one of `sizes`. `augment` lists
     albumentations transforms (see `transforms.build_augmentation`, whose errors this raises); they see the resized
@@ -99,7 +106,7 @@ class TrainSet(Dataset[_Item]):
 
     def __init__(
         self,
-        source: Samples,
+        source: Samples | Reading,
         image_size: int,
         augment: Sequence[Mapping[str, Any]] = (),
         seed: int = 0,
@@ -115,22 +122,31 @@ class TrainSet(Dataset[_Item]):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, key: tuple[int, ...]) -> _Item:
-        epoch, index, *rest = key
+    def __getitem__(self, key: TrainKey) -> _Item:
+        epoch, sample, *rest = key
         size = rest[0] if rest else self.image_size
+        streamed = isinstance(sample, StreamedRow)
+        number, name = (sample.number, sample.name) if streamed else (sample, self._samples.names[sample])
+        problem = None
         try:
-            image, mask = self._load(epoch, index, size)
+            source, index = (sample.opened(), 0) if streamed else (self._samples, sample)
+            image, mask = self._load(source, index, size, augmentation_seed(self.seed, epoch, number))
         except DataError as error:
             # Raised in a worker it would end this process only, and other ranks would wait for it forever.
             image, mask = _zeros(size)
-            return _Item(index, image, mask, _problem(self.source, index, error))
-        return _Item(index, image, mask)
+            problem = _problem(name, number, error)
+        return _Item(-1 if streamed else number, image, mask, problem, name)
 
-    def _load(self, epoch: int, index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-        image, mask = read_resized(self.source, index, size)
+    @property
+    def _samples(self) -> Samples:
+        assert not isinstance(self.source, Reading), "streamed samples come with their keys"
+        return self.source
+
+    def _load(self, source: Samples, index: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        image, mask = read_resized(source, index, size)
         if self.augmentation is None:
             return image, mask
-        image, mask = augment(self.augmentation, image, mask, augmentation_seed(self.seed, epoch, index))
+        image, mask = augment(self.augmentation, image, mask, seed)
         return resize_image(image, size), resize_mask(mask, size)
 
 
@@ -153,7 +169,7 @@ class EvalSet(Dataset[_Item]):
             sample = self.source[index]
         except DataError as error:
             image, mask = _zeros(self.image_size)
-            return _Item(index, image, mask, _problem(self.source, index, error))
+            return _Item(index, image, mask, _problem(self.source.names[index], index, error))
         image = resize_image(sample.image, self.image_size)
         return _Item(index, image if self.alter is None else self.alter(image, sample.name), sample.mask)
 
@@ -171,7 +187,7 @@ class EvalSet(Dataset[_Item]):
 
 def train_loader(
     dataset: TrainSet,
-    batch_sampler: Iterable[Sequence[tuple[int, ...]]],
+    batch_sampler: Iterable[Sequence[TrainKey]],
     workers: int,
     pin_memory: bool,
 ) -> DataLoader[TrainBatch]:
@@ -238,6 +254,7 @@ def collate_train(items: Sequence[_Item]) -> TrainBatch:
         indices=torch.tensor([item.index for item in items], dtype=torch.int64),
         weights=torch.tensor([float(item.problem is None) for item in items]),
         problems=_problems(items),
+        names=[item.name for item in items],
     )
 
 
@@ -250,8 +267,8 @@ def _problems(items: Sequence[_Item]) -> list[str]:
     return [item.problem for item in items if item.problem is not None]
 
 
-def _problem(source: Samples, index: int, error: DataError) -> str:
-    return f"sample {index} ({source.names[index]}): {error}"
+def _problem(name: str, index: int, error: DataError) -> str:
+    return f"sample {index} ({name}): {error}"
 
 
 def _zeros(size: int) -> tuple[np.ndarray, np.ndarray]:

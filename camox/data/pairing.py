@@ -3,11 +3,11 @@
 import csv
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from camox.data.decoding import Header, read_header
+from camox.data.decoding import Header, ImageFile, read_header
 from camox.data.layouts import Folders, Located
 from camox.errors import DataError
 
@@ -26,8 +26,8 @@ class Pair:
     """
 
     name: str
-    image: Path
-    mask: Path
+    image: ImageFile
+    mask: ImageFile
     group: str
     apply_orientation: bool = True
 
@@ -72,9 +72,8 @@ def pair_up(located: Located, super_class: str = "names", non_camouflaged: bool 
         for stem, image in images.items():
             name = f"{part.name}/{stem}" if part.name else stem
             found[name] = Pair(name, image, masks[stem], group_of(name))
-    if super_class not in _RULES and (unknown := [name for name, pair in found.items() if not pair.group]):
-        notices.append(f"{len(unknown)} images are not in {super_class} and have no super-class: {_first(unknown)}")
-    return Pairs(_checked(list(found.values())), tuple(notices))
+    notices += notices_of_groups(super_class, found.values())
+    return Pairs(checked(list(found.values())), tuple(notices))
 
 
 def super_class_of(name: str) -> str:
@@ -122,7 +121,7 @@ def _files_by_stem(root: Path) -> dict[str, Path]:
         by_stem[stem] = path
     if twice:
         raise DataError(
-            f"{root}: {len(twice)} names occur twice: {_first(twice)}; keep one file of each name, "
+            f"{root}: {len(twice)} names occur twice: {first_of(twice)}; keep one file of each name, "
             f"because a mask is found by its name without suffix"
         )
     return dict(sorted(by_stem.items()))
@@ -170,7 +169,7 @@ def _require_masks(images: Mapping[str, Path], masks: Mapping[str, Path], part: 
     if without:
         raise DataError(
             f"{len(without)} of {len(images)} images in {part.images} have no mask of the same name in "
-            f"{part.masks}: {_first(without)}; add the masks or remove these images"
+            f"{part.masks}: {first_of(without)}; add the masks or remove these images"
         )
 
 
@@ -185,6 +184,14 @@ def grouping(super_class: str) -> Callable[[str], str]:
     return lambda name: table.get(name, table.get(name.rpartition("/")[2], ""))
 
 
+def notices_of_groups(super_class: str, pairs: Iterable[Pair]) -> list[str]:
+    """What the user must be told about pairs that a table of super-classes does not know."""
+    unknown = [pair.name for pair in pairs if not pair.group] if super_class not in _RULES else []
+    if not unknown:
+        return []
+    return [f"{len(unknown)} images are not in {super_class} and have no super-class: {first_of(unknown)}"]
+
+
 _RULES: Mapping[str, Callable[[str], str]] = {"names": super_class_of, "none": lambda name: ""}
 
 
@@ -197,7 +204,7 @@ def _read_table(path: Path) -> dict[str, str]:
                     f"{path}: has no column {' and '.join(sorted(missing))}: data.super_class names a CSV file with "
                     "the columns name and super_class"
                 )
-            return {_stem(row["name"] or ""): row["super_class"] or "" for row in rows}
+            return {stem_of(row["name"] or ""): row["super_class"] or "" for row in rows}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(
             f"{path}: the table of super-classes cannot be read ({error}): correct data.super_class, or set it to "
@@ -205,7 +212,8 @@ def _read_table(path: Path) -> dict[str, str]:
         ) from error
 
 
-def _stem(name: str) -> str:
+def stem_of(name: str) -> str:
+    """A name without the suffix of an image file, if it has one."""
     path = Path(name)
     return path.with_suffix("").as_posix() if path.suffix.lower() in IMAGE_SUFFIXES else path.as_posix()
 
@@ -213,9 +221,9 @@ def _stem(name: str) -> str:
 # ---- headers
 
 
-def _checked(pairs: Sequence[Pair]) -> tuple[Pair, ...]:
+def checked(pairs: Sequence[Pair]) -> tuple[Pair, ...]:
     """Read every header (0.1 ms a pair), choose orientations, and raise one error for all that do not fit."""
-    checked: list[Pair] = []
+    fitting: list[Pair] = []
     unreadable: list[str] = []
     mismatches: list[str] = []
     for pair in pairs:
@@ -227,7 +235,7 @@ def _checked(pairs: Sequence[Pair]) -> tuple[Pair, ...]:
         if (applies := applies_orientation(image, mask)) is None:
             mismatches.append(f"{pair.image} {_size(image.upright)}, mask {_size(mask.upright)}")
             continue
-        checked.append(replace(pair, apply_orientation=applies))
+        fitting.append(replace(pair, apply_orientation=applies))
     complaints = []
     if unreadable:
         complaints.append(f"{len(unreadable)} files cannot be read:{_lines(unreadable)}")
@@ -238,7 +246,7 @@ def _checked(pairs: Sequence[Pair]) -> tuple[Pair, ...]:
         )
     if complaints:
         raise DataError("\n".join(complaints))
-    return tuple(checked)
+    return tuple(fitting)
 
 
 def applies_orientation(image: Header, mask: Header) -> bool | None:
@@ -252,7 +260,8 @@ def _size(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"
 
 
-def _first(items: Sequence[str]) -> str:
+def first_of(items: Sequence[str]) -> str:
+    """The first of the items for a message, and how many more there are."""
     return ", ".join([*items[:_LISTED], *_more(items)])
 
 

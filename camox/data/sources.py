@@ -1,4 +1,4 @@
-"""Where samples come from: folders of image and mask files, synthetic habitats, parts and unions of these."""
+"""Where samples come from: image and mask files, sets of the hub, synthetic habitats, parts and unions of these."""
 
 import zlib
 from bisect import bisect_right
@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from camox.data.decoding import REDUCTIONS, read_image, read_mask
+from camox.data.decoding import REDUCTIONS, read_image, read_mask, stamp
 from camox.data.habitats import Habitats
+from camox.data.hub_access import HubAddress
+from camox.data.huggingface import ADDRESS_KEYS, COLUMN_KEYS, hub_pairs
 from camox.data.layouts import LAYOUTS, SPLITS, Located, locate
 from camox.data.pairing import Pair, folder, pair_up
 from camox.data.samples import Sample, Samples, Source, content_of, read_reduced
@@ -18,7 +20,7 @@ from camox.errors import DataError
 
 
 class PairedFiles:
-    """Image and mask files, decoded when asked for."""
+    """Image and mask files, or rows of a table that hold such, decoded when asked for."""
 
     def __init__(self, pairs: Sequence[Pair]):
         self.pairs = pairs
@@ -36,7 +38,7 @@ class PairedFiles:
 
     def content(self, index: int) -> str:
         """Paths, sizes and times of both files: to hash all bytes would take as long as to decode them."""
-        return f"{_stamp(self.pairs[index].image)} {_stamp(self.pairs[index].mask)}"
+        return f"{stamp(self.pairs[index].image)} {stamp(self.pairs[index].mask)}"
 
     def _read(self, pair: Pair, at_least: int | None) -> Sample:
         image = read_image(pair.image, pair.apply_orientation, at_least)
@@ -129,25 +131,28 @@ _KEYS = {
     **{layout: {"path", *_OF_FILES} for layout in LAYOUTS},
     "folder": {"images", "masks", *_OF_FILES} - {"split"},
     "habitats": {"synthetic", "count", "seed", "size", "kinds", "empty", "tiny", "name", "weight"},
+    "hub": {*ADDRESS_KEYS, *COLUMN_KEYS, *_OF_FILES, "streaming"} - {"layout"},
 }
 _REQUIRED = {**{layout: {"path"} for layout in LAYOUTS}, "folder": {"images", "masks"}, "habitats": {"count"}}
+_REQUIRED |= {"hub": set()}
 
 
 def open_source(specification: Mapping[str, Any], split: str = "train") -> Source:
     """Open the dataset that `specification` describes; no pixel is decoded yet.
 
     It is one of `{layout=one of layouts.LAYOUTS, path, split?}`, `{layout="folder", images, masks}`, both with
-    `non_camouflaged?` and `super_class?` (see `pairing.pair_up`), and `{synthetic="habitats", count, seed?, size?,
+    `non_camouflaged?` and `super_class?` (see `pairing.pair_up`), `{hub, split?, config?, revision?, image?, mask?,
+    names?}` with these two as well (see `huggingface.hub_pairs`), and `{synthetic="habitats", count, seed?, size?,
     kinds?, empty?, tiny?}`, each with an optional `name`, which becomes the label, and `weight`. A key whose value is
     None counts as not given. `split` ("train" or "test") holds where the specification has none. Raises `DataError`
     when the dataset is missing, incomplete or of another form.
     """
     given = {key: value for key, value in specification.items() if value is not None}
-    kind = given.get("layout", given.get("synthetic"))
+    kind = "hub" if "hub" in given else given.get("layout", given.get("synthetic"))
     if kind not in _KEYS:
         raise DataError(
             f"a data source is of an unknown form: {dict(specification)}; use layout ({', '.join(LAYOUTS)}) with path, "
-            f'layout = "folder" with images and masks, or synthetic = "habitats" with count'
+            f'layout = "folder" with images and masks, hub with an id or a folder, or synthetic = "habitats" with count'
         )
     if unknown := sorted(given.keys() - _KEYS[kind]):
         raise DataError(f"data source {kind}: unknown {', '.join(unknown)}; it takes {_listed(_KEYS[kind])}")
@@ -160,12 +165,23 @@ def open_source(specification: Mapping[str, Any], split: str = "train") -> Sourc
     if kind == "habitats":
         arguments = {key: value for key, value in given.items() if key != "synthetic"}
         return Concatenation([Habitats(**arguments)], label, weights=[weight])
+    if kind == "hub":
+        return _open_hub(given, split, label, weight)
     located = locate_source(given, split)
     pairing = {key: given[key] for key in ("super_class", "non_camouflaged") if key in given}
     found = pair_up(located, **pairing)
     # Whoever writes a layout's name knows it.
     remarks = [located.explanation] if kind == "auto" else []
     return Concatenation([PairedFiles(found.pairs)], label, found.notices, remarks, [weight])
+
+
+def _open_hub(given: Mapping[str, Any], split: str, label: str, weight: float) -> Source:
+    if given.get("streaming"):
+        raise DataError(f"{label} can be streamed for training alone: remove streaming here")
+    address = HubAddress(**{"split": split, **{key: given[key] for key in ADDRESS_KEYS if key in given}})
+    reading = {key: given[key] for key in (*COLUMN_KEYS, "super_class", "non_camouflaged") if key in given}
+    found, remark = hub_pairs(address, **reading)
+    return Concatenation([PairedFiles(found.pairs)], label, found.notices, [remark], [weight])
 
 
 def locate_source(specification: Mapping[str, Any], split: str = "train") -> Located:
@@ -179,6 +195,8 @@ def source_label(specification: Mapping[str, Any]) -> str:
     """What a dataset is called: its name, else its layout, or its folder where that says more."""
     if specification.get("name"):
         return str(specification["name"])
+    if "hub" in specification:
+        return HubAddress(specification["hub"], "").label
     kind = str(specification.get("layout", specification.get("synthetic")))
     if kind not in ("auto", "pairs", "sinet"):
         return kind
@@ -261,14 +279,6 @@ def _shares(sizes: dict[str, int], fraction: float) -> dict[str, int]:
         for group in open_groups[:lacking]:
             shares[group] += 1
     return shares
-
-
-def _stamp(path: Path) -> str:
-    try:
-        status = path.stat()
-    except OSError:  # told when it is read
-        return f"{path.absolute()} missing"
-    return f"{path.absolute()} {status.st_size} {status.st_mtime_ns}"
 
 
 def _listed(keys: set[str]) -> str:

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from camox.data.loading import TrainBatch
 from camox.data.samples import Source
 from camox.data.sources import Subset
+from camox.data.streams import Reading
 from camox.errors import DataError
 from camox.experiment import Experiment, ResolvedPhase
 from camox.models.camoxpert import CamoXpert
 from camox.models.router import Routing
 from camox.training.building import build_network, build_training_step, open_data, wrap_for_training
-from camox.training.phases import frozen_stages, phase_loader
+from camox.training.phases import batches_of, frozen_stages, phase_loader
 from camox.training.processes import build_accelerator
-from camox.training.sampler import EpochBatches
 from camox.training.step import Controls, TrainingStep
 
 _FEWEST_IMAGES, _MOST_IMAGES = 4, 8
@@ -34,7 +34,7 @@ class Subject:
     experiment: Experiment
     accelerator: Accelerator
     network: CamoXpert
-    source: Source | Subset
+    source: Source | Subset | Reading
     held_out: Source | Subset
 
     @property
@@ -68,7 +68,7 @@ class Subject:
         phase = self.phase
         size = image_size or phase.image_size
         sized = ResolvedPhase(phase.name, phase.epochs, phase.freeze, images, phase.accumulate, phase.lr, size)
-        sampler = EpochBatches(self.source.weights, images, self.experiment.experiment.seed)
+        sampler = batches_of(self.source, images, self.experiment.experiment.seed)
         without_workers = self.experiment.data.model_copy(update={"workers": 0})
         experiment = self.experiment.model_copy(update={"data": without_workers})
         loader = phase_loader(experiment, sized, self.source, sampler, pin_memory=False)
@@ -78,6 +78,7 @@ class Subject:
             for batch in loader:
                 if batch.problems:
                     raise DataError(batch.problems[0])
+                sampler.consumed(1)
                 yield batch.to(self.accelerator.device)
             epoch += 1
 

@@ -219,7 +219,7 @@ _STAND_INS: dict[tuple[str, ...], Any] = {
     **{
         ("data", split, key): 1 if key == "count" else "unnamed"
         for split in ("train", "val", "test")
-        for key in ("path", "images", "masks", "count")
+        for key in ("path", "images", "masks", "hub", "count")
     },
 }
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from camox.experiment.effects import keys_without_effect
 from camox.experiment.lines import KeyPath
 from camox.experiment.problems import Problem, listed, quoted
-from camox.experiment.sources import HabitatsSource, batch_sizes
+from camox.experiment.sources import HabitatsSource, HubSource, batch_sizes
 
 if TYPE_CHECKING:
     from camox.experiment.experiment import Experiment
@@ -39,6 +39,7 @@ def combinations(tables: Mapping[str, Any], wrong: Sequence[KeyPath] = ()) -> li
     rules: tuple[tuple[tuple[str, ...], Callable[..., Problems]], ...] = (
         (("data",), _validation_data),
         (("data",), _habitats),
+        (("data",), _streams),
         (("model",), _experts),
         (("model",), _load_band),
         (("model",), _router_without_gradient),
@@ -103,6 +104,43 @@ def _habitats(data: "Data") -> Problems:
                 shares = f"empty = {source.empty} and tiny = {source.tiny}"
                 message = f"{shares} are shares of the same images: together at most 1"
                 yield Problem((*path, "tiny"), message, reads=((*path, "empty"),))
+
+
+def _streams(data: "Data") -> Problems:
+    """What is read as it comes cannot be looked at beforehand, nor gone back to by its number."""
+    for name in ("train", "val", "test"):
+        sources = getattr(data, name)
+        for index, source in enumerate(sources):
+            if isinstance(source, HubSource):
+                yield from _stream(data, name, index, source, alone=len(sources) == 1)
+
+
+def _stream(data: "Data", name: str, index: int, source: HubSource, alone: bool) -> Problems:
+    path, streaming = ("data", name, index), ("data", name, index, "streaming")
+    if not source.streaming:
+        for key in ("count", "shuffle_buffer"):
+            if getattr(source, key) is not None:
+                message = f"{key} is for streamed sets: set streaming = true or remove it"
+                yield Problem((*path, key), message, reads=(streaming,))
+        return
+    if name != "train":
+        yield Problem(streaming, "only training data are streamed, because all of these are scored: remove streaming")
+        return
+    if not alone:
+        message = "a streamed set is the only source of train: remove the others, or streaming"
+        yield Problem(streaming, message, reads=(("data", "train"),))
+    if source.weight != 1:
+        message = f"weight = {source.weight} has no meaning for a streamed set: set count to what an epoch should have"
+        yield Problem((*path, "weight"), message, reads=(streaming,))
+    if source.super_class not in (None, "names"):
+        message = "super_class has no meaning for a streamed set, of which nothing is held out: remove it"
+        yield Problem((*path, "super_class"), message, reads=(streaming,))
+    if data.cache:
+        message = "a streamed set is not cached: remove cache, or streaming, which downloads the set once"
+        yield Problem(("data", "cache"), message, reads=(streaming,))
+    if not data.val:
+        message = "nothing can be held out of a streamed set: give val, sources that are not streamed"
+        yield Problem(streaming, message, reads=(("data", "val"), ("data", "val_fraction")))
 
 
 def _experts(model: "Model") -> Problems:
@@ -351,7 +389,8 @@ def _too_few_images(experiment: "Experiment") -> Iterator[str]:
 def training_images(experiment: "Experiment") -> int | None:
     """Return the number of training images in an epoch, or None where only the disk can tell."""
     sources = experiment.data.train
-    known = [source.count * source.weight for source in sources if isinstance(source, HabitatsSource)]
+    counts = [source.count if isinstance(source, HabitatsSource | HubSource) else None for source in sources]
+    known = [count * source.weight for source, count in zip(sources, counts, strict=True) if count is not None]
     if len(known) < len(sources):
         return None
     return round(sum(known) * (1 - experiment.data.val_fraction))

@@ -35,8 +35,8 @@ _TYPES = {
     "tuple_type": "a list",
 }
 _SOURCE_FORMS = (
-    '{ layout = "auto", path = "…" }, { layout = "folder", images = "…", masks = "…" } '
-    'or { synthetic = "habitats", count = … }'
+    '{ layout = "auto", path = "…" }, { layout = "folder", images = "…", masks = "…" }, '
+    '{ hub = "owner/name" } or { synthetic = "habitats", count = … }'
 )
 
 
@@ -223,7 +223,7 @@ def _unknown_source(value: Any) -> str:
         if key in value:
             valid = [kind for kind, table in SOURCES.items() if key in table.model_fields]
             return _not_one_of(key, value[key], listed(valid)) if len(valid) else ""
-    return f"says neither layout nor synthetic: write {_SOURCE_FORMS}"
+    return f"says neither layout nor hub nor synthetic: write {_SOURCE_FORMS}"
 
 
 def _not_one_of(name: str, value: Any, expected: str) -> str:

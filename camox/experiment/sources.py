@@ -60,6 +60,45 @@ class FolderSource(_FileSource):
     """Folder of masks, one for each image."""
 
 
+class HubSource(_FileSource):
+    """A set of the Hugging Face hub, or a local folder of the same forms, read by the `datasets` library."""
+
+    hub: str = Field(min_length=1)
+    """Id of a set, such as "nobg/COD10K", or a folder: one that `save_to_disk` wrote, one of parquet files, or one of
+    image files with a table that names each image's mask."""
+
+    split: str | None = Field(default=None, min_length=1)
+    """Which part to take, such as "train" or "train[:90%]". By default "train" for `train`, "validation" for `val`,
+    "test" for `test`."""
+
+    image: str | None = Field(default=None, min_length=1)
+    """Column of the images, if none is called image, img or so."""
+
+    mask: str | None = Field(default=None, min_length=1)
+    """Column of the masks, if none or several are called mask, gt, label or annotation."""
+
+    names: str | None = Field(default=None, min_length=1)
+    """Column of the names. By default image_name or one like it, else the names of the files that the images were made
+    from, else running numbers."""
+
+    config: str | None = Field(default=None, min_length=1)
+    """Which of several configurations of the set."""
+
+    revision: str | None = Field(default=None, min_length=1)
+    """Branch, tag or commit of the set on the hub."""
+
+    streaming: bool = False
+    """Whether the set is read while it is trained on, instead of being downloaded first. For `train`, as its only
+    source, beside a `val` that is not streamed."""
+
+    count: int | None = Field(default=None, ge=1)
+    """Samples of an epoch of a streamed set, over all devices; by default as many as the set says it has."""
+
+    shuffle_buffer: int | None = Field(default=None, ge=1)
+    """Rows of a streamed set that are shuffled among each other; by default 256. Each device holds two such blocks of
+    undecoded images in memory."""
+
+
 class HabitatsSource(_Source):
     """Synthetic camouflage, painted from a seed: no files, no downloads."""
 
@@ -89,15 +128,18 @@ SOURCES: dict[str, type[Table]] = {
     **dict.fromkeys(get_args(LayoutSource.model_fields["layout"].annotation), LayoutSource),
     "folder": FolderSource,
     "habitats": HabitatsSource,
+    "hub": HubSource,
 }
 
 
 def source_kind(source: Any) -> str | None:
     """Return the kind a source says it is, a key of `SOURCES`; None if it says nothing or nothing known."""
     if isinstance(source, Table):
-        return str(getattr(source, "layout", "habitats"))
+        return "hub" if isinstance(source, HubSource) else str(getattr(source, "layout", "habitats"))
     if not isinstance(source, dict):
         return None
+    if "hub" in source:
+        return "hub"
     key = "layout" if "layout" in source else "synthetic"
     kind = source.get(key)
     # A layout must not pass for a generator, nor a generator for a layout.
@@ -114,6 +156,7 @@ def _form(source: Any) -> str | None:
 Source = Annotated[
     Annotated[LayoutSource, Tag("LayoutSource")]
     | Annotated[FolderSource, Tag("FolderSource")]
+    | Annotated[HubSource, Tag("HubSource")]
     | Annotated[HabitatsSource, Tag("HabitatsSource")],
     Discriminator(_form),
 ]
@@ -189,6 +232,11 @@ class Data(Table):
     augment: tuple[Augmentation, ...] = ()
     """Transforms of training images and masks, in this order."""
 
+    @property
+    def is_streamed(self) -> bool:
+        """Whether what is trained on is read as it comes."""
+        return any(isinstance(source, HubSource) and source.streaming for source in self.train)
+
     @model_validator(mode="before")
     @classmethod
     def _hold_nothing_out_beside_val(cls, table: Any) -> Any:
@@ -200,16 +248,18 @@ class Data(Table):
     def _fill_in(self) -> Self:
         """Gives sources what the table says for all."""
         for name in ("train", "val", "test"):
-            split = "test" if name == "test" else "train"
-            filled = tuple(_filled(source, split, self.super_class) for source in getattr(self, name))
+            filled = tuple(_filled(source, name, self.super_class) for source in getattr(self, name))
             object.__setattr__(self, name, filled)  # this very object is what validation returns
         return self
 
 
-def _filled(source: Source, split: str, super_class: str) -> Source:
+def _filled(source: Source, role: str, super_class: str) -> Source:
     found: dict[str, Any] = {}
     if isinstance(source, LayoutSource) and source.split is None:
-        found["split"] = split
+        found["split"] = "test" if role == "test" else "train"
+    if isinstance(source, HubSource) and source.split is None:
+        # The library's own names; images that are trained on must not be what is validated on by default.
+        found["split"] = "validation" if role == "val" else role
     if isinstance(source, _FileSource) and source.super_class is None:
         found["super_class"] = super_class
     return source.model_copy(update=found) if found else source

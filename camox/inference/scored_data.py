@@ -7,7 +7,7 @@ from typing import Any
 
 from camox.data.layouts import splits_of
 from camox.data.samples import Source
-from camox.data.sources import locate_source, open_source, open_training_sources
+from camox.data.sources import locate_source, open_source, open_sources, open_training_sources
 from camox.errors import DataError
 from camox.experiment import Experiment
 from camox.inference.selection import identities, identity
@@ -108,9 +108,11 @@ def _selection_data(experiment: Experiment) -> ScoredData:
             "no data to score on: the experiment names no test or validation data and held nothing out; "
             "give --data NAME=PATH"
         )
+    seed = experiment.experiment.seed
     train = [source.plain() for source in data.train]
     val = [source.plain() for source in data.val]
-    _, held_out = open_training_sources(train, val, data.val_fraction, experiment.experiment.seed)
+    # What is trained on may be a stream, and is not looked at here.
+    held_out = open_sources(val) if val else open_training_sources(train, val, data.val_fraction, seed)[1]
     used_for = SELECTION_ON_TEST if val and experiment.validation.select_on_test else SELECTION
     if any(_used_for(specification, experiment) == TRAINING for specification in val):
         used_for = TRAINING

@@ -1,8 +1,10 @@
 """What data a checkpoint is selected on, and whether these are the data it is tested on."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from camox.data.hub_access import HubAddress
 from camox.data.sources import locate_source
 from camox.errors import ExperimentError
 from camox.experiment import Experiment
@@ -15,15 +17,23 @@ Identity = frozenset[Any]
 def identity(specification: Mapping[str, Any], split: str = "train") -> Identity:
     """What a data source shows; two of them share images if and only if they have a common member.
 
+<<<<<<< HEAD
     The folders of the images, a part of a set of the hub, or else the specification without what changes no image.
     `split` holds where the specification has none. Raises DataError where there is no such data.
+=======
+    The folders of the images; of a set of the hub its place and split, where two parts of one split count as the same;
+    for what has neither the specification without what changes no image. `split` holds where the specification has
+    none. Raises DataError where there is no such data.
+>>>>>>> 273a9ae6b00984473e8d54e5c72ea5e1337109ac
     """
     if "layout" in specification:
         return frozenset(part.images.resolve() for part in locate_source(specification, split).parts)
     if "hub" in specification:
         # Whichever columns are read, and whether they are streamed, the images are those of the split.
-        part = specification.get("config"), specification.get("split") or split
-        return frozenset([("hub", specification["hub"], *part)])
+        address = HubAddress(specification["hub"], (specification.get("split") or split).partition("[")[0])
+        return frozenset(
+            [((address.folder or Path(address.hub)).resolve(), specification.get("config"), address.split)]
+        )
     # Image i of a seed does not depend on how many there are.
     ignored = ("count", "name", "weight")
     return frozenset([tuple(sorted((key, str(value)) for key, value in specification.items() if key not in ignored))])
@@ -91,7 +101,7 @@ def selected_on(experiment: Experiment) -> str:
 
 def _is_test_part(specification: Mapping[str, Any]) -> bool:
     """Whether the folder of the images, or the one around it, is called so; of SINet's collection also the next."""
-    if specification.get("split") == "test":
+    if str(specification.get("split")).partition("[")[0] == "test":
         return True
     if "layout" not in specification:
         return False

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 
 from camox.data.samples import Source
 from camox.data.sources import Subset
+from camox.data.streams import Reading
 from camox.experiment import Experiment
 from camox.experiment.schema import MixtureOfExperts
 from camox.inference.selection import selected_on, selection_warnings
@@ -22,7 +23,7 @@ def announce(
     experiment: Experiment,
     accelerator: Accelerator,
     network: CamoXpert,
-    train: Source | Subset,
+    train: Source | Subset | Reading,
     held_out: Source | Subset,
     at: Position,
 ) -> None:

@@ -13,6 +13,7 @@ from camox.data.cache import cached
 from camox.data.loading import EvalSet
 from camox.data.samples import Source
 from camox.data.sources import Subset, open_sources, open_training_sources
+from camox.data.streams import Reading, open_stream
 from camox.errors import CheckpointError, DataError
 from camox.experiment import Experiment
 from camox.inference.loaded_model import load_model
@@ -37,12 +38,12 @@ from camox.training.validation import Validator
 
 def open_data(
     experiment: Experiment, accelerator: Accelerator | None = None, tell: Callable[[str], None] = lambda text: None
-) -> tuple[Source | Subset, Source | Subset]:
+) -> tuple[Source | Subset | Reading, Source | Subset]:
     """Training samples and held-out samples of an experiment.
 
     Args:
         accelerator: of the processes that train, where training samples are to come from the experiment's cache, if it
-            has one; collective then.
+            has one; collective then. Of a streamed set it tells which part is this process's; without, it has all.
         tell: is called with what a person should know while a cache is made.
 
     Raises:
@@ -51,6 +52,11 @@ def open_data(
     """
     require_declared_selection(experiment)
     data = experiment.data
+    if data.is_streamed:
+        (streamed,) = data.train
+        rank = {} if accelerator is None else {"rank": accelerator.process_index, "ranks": accelerator.num_processes}
+        reading = Reading(open_stream(streamed.plain()), experiment.experiment.seed, **rank)
+        return reading, open_sources([source.plain() for source in data.val])
     train, held_out = open_training_sources(
         [source.plain() for source in data.train],
         [source.plain() for source in data.val],
@@ -168,12 +174,19 @@ def build_saver(experiment: Experiment, step: TrainingStep, folder: RunFolder, r
     return Saver(folder.path, experiment.checkpoints, config, fingerprint, step.accelerator, reporter.saved)
 
 
-def build_state(experiment: Experiment, step: TrainingStep, parts: Mapping[str, Stateful]) -> RunState:
-    """The whole state of a run: that of the step, and of `parts` by their names in checkpoints."""
+def build_state(
+    experiment: Experiment,
+    step: TrainingStep,
+    parts: Mapping[str, Stateful],
+    source: Source | Subset | Reading | None = None,
+) -> RunState:
+    """The whole state of a run: that of the step, of `parts` by their names in checkpoints, and how far this rank has
+    read the `source` that is trained on, where it is streamed."""
     parts = {**parts, **({} if step.spikes is None else {"spikes": step.spikes})}
     meters = {"batches": step.batch_meters, "steps": step.step_meters}
     optimizer, size = step.optimizer.optimizer, experiment.data.image_size
-    return RunState(step.accelerator, step.network, optimizer, step.average, parts, meters, size)
+    reading = source if isinstance(source, Reading) else None
+    return RunState(step.accelerator, step.network, optimizer, step.average, parts, meters, size, reading)
 
 
 def build_watchdog(

@@ -5,16 +5,17 @@ import torch
 from camox.data.cache import GIB, require_within
 from camox.data.loading import TrainSet
 from camox.data.samples import Source
-from camox.data.sources import Subset, open_sources, open_training_sources
+from camox.data.sources import Subset, open_sources
+from camox.data.streams import Reading
 from camox.experiment import Experiment
-from camox.inference.selection import require_declared_selection, selection_warnings
+from camox.inference.selection import selection_warnings
 from camox.models.backbone import pretrained_source
 from camox.models.camoxpert import CamoXpert
 from camox.tracking.console import Console, counted
 from camox.training.announcement import describe_experts
-from camox.training.building import build_network
+from camox.training.building import build_network, open_data
+from camox.training.phases import batches_of
 from camox.training.run_folder import RunFolder
-from camox.training.sampler import EpochBatches
 
 
 def check(experiment: Experiment) -> None:
@@ -48,16 +49,10 @@ def check(experiment: Experiment) -> None:
     console.notice(f"experts: {describe_experts(model.moe)}")
 
     data, settings = experiment.data, experiment.experiment
-    require_declared_selection(experiment)
+    train, held_out = open_data(experiment)
     for warning in selection_warnings(experiment):
         console.warning(warning)
-    train, held_out = open_training_sources(
-        [source.plain() for source in data.train],
-        [source.plain() for source in data.val],
-        data.val_fraction,
-        settings.seed,
-    )
-    opened = [train, held_out]
+    opened: list[Source | Subset | Reading] = [train, held_out]
     if data.test:
         opened.append(open_sources([source.plain() for source in data.test], split="test"))
     for notice in dict.fromkeys(notice for source in opened for notice in source.notices):
@@ -68,7 +63,7 @@ def check(experiment: Experiment) -> None:
     for phase in experiment.phases_resolved():
         transforms = [transform.specification() for transform in data.augment]
         TrainSet(train, phase.image_size, transforms, sizes=phase.image_sizes)
-        batches = len(EpochBatches(train.weights, phase.batch_size, settings.seed))
+        batches = len(batches_of(train, phase.batch_size, settings.seed))
         steps = -(-batches // phase.accumulate)
         rows.append(
             (
@@ -85,7 +80,7 @@ def check(experiment: Experiment) -> None:
     console.header(f"{settings.name}: ready to train on {counted(len(train), 'sample')}", rows)
 
 
-def _cache_gib(experiment: Experiment, train: Source | Subset) -> float:
+def _cache_gib(experiment: Experiment, train: Source | Subset | Reading) -> float:
     """What the cache of the training samples will take. Raises `DataError` where that is more than the limit."""
     whole = train.source if isinstance(train, Subset) else train
     sizes = [size for phase in experiment.phases_resolved() for size in phase.image_sizes]

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from camox.data.loading import TrainBatch, TrainSet, train_loader
 from camox.data.samples import Source
 from camox.data.sources import Subset
+from camox.data.streams import Reading
 from camox.experiment import Experiment, ResolvedPhase
 from camox.models.backbone import STRIDES
 from camox.models.camoxpert import CamoXpert
@@ -17,6 +18,7 @@ from camox.stability.recovery import Adjustments
 from camox.training import schedule
 from camox.training.sampler import EpochBatches
 from camox.training.step import Controls
+from camox.training.stream_batches import Batches, StreamBatches
 
 
 class TrainingShell(nn.Module):
@@ -72,24 +74,40 @@ def _located(epoch: int, phases: Sequence[ResolvedPhase]) -> tuple[ResolvedPhase
     raise AssertionError(epoch)
 
 
+def batches_of(source: Source | Subset | Reading, batch_size: int, seed: int) -> Batches:
+    """Batches for one process, from the beginning."""
+    if isinstance(source, Reading):
+        return StreamBatches(source, batch_size)
+    return EpochBatches(source.weights, batch_size, seed)
+
+
 def phase_sampler(
-    phase: ResolvedPhase, weights: Sequence[float], seed: int, accelerator: Accelerator, left_out: Collection[int] = ()
-) -> EpochBatches:
-    """This rank's batches of the phase's size, by the weight of each sample and without those `left_out`."""
-    rank, ranks = accelerator.process_index, accelerator.num_processes
+    phase: ResolvedPhase,
+    source: Source | Subset | Reading,
+    seed: int,
+    accelerator: Accelerator,
+    left_out: Collection[int] = (),
+) -> Batches:
+    """This rank's batches of the phase's size: of a stream as it is read, else by the weight of each sample and without
+    those `left_out`."""
     sizes = phase.image_sizes if phase.multi_scale else ()
-    return EpochBatches(weights, phase.batch_size, seed, rank, ranks, left_out, sizes)
+    if isinstance(source, Reading):
+        return StreamBatches(source, phase.batch_size, sizes)
+    rank, ranks = accelerator.process_index, accelerator.num_processes
+    return EpochBatches(source.weights, phase.batch_size, seed, rank, ranks, left_out, sizes)
 
 
 def phase_loader(
-    experiment: Experiment, phase: ResolvedPhase, source: Source | Subset, sampler: EpochBatches, pin_memory: bool
+    experiment: Experiment, phase: ResolvedPhase, source: Source | Subset | Reading, sampler: Batches, pin_memory: bool
 ) -> DataLoader[TrainBatch]:
     """Training samples at the phase's image size or sizes, in the sampler's order."""
     dataset = train_set(experiment, phase.image_size, source, phase.image_sizes)
     return train_loader(dataset, sampler, experiment.data.workers, pin_memory)
 
 
-def train_set(experiment: Experiment, image_size: int, source: Source | Subset, sizes: Sequence[int] = ()) -> TrainSet:
+def train_set(
+    experiment: Experiment, image_size: int, source: Source | Subset | Reading, sizes: Sequence[int] = ()
+) -> TrainSet:
     """Training samples at an image size in pixels, or at `sizes`, augmented as the experiment asks for."""
     transforms = [transform.specification() for transform in experiment.data.augment]
     return TrainSet(source, image_size, transforms, experiment.experiment.seed, sizes)

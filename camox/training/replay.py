@@ -15,9 +15,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from camox.data.loading import collate_train
+from camox.data.loading import TrainBatch, TrainSet, collate_train
 from camox.data.samples import Source
 from camox.data.sources import Subset
+from camox.data.streams import Reading
 from camox.errors import CheckpointError
 from camox.experiment import Experiment
 from camox.stability.culprit import Culprit, find_culprit
@@ -28,6 +29,8 @@ from camox.training.step import TOTAL, Controls, TrainingStep
 REPLAYS = "replays"
 """Folder in a run's folder where steps are kept."""
 _DESCRIPTION = "replay.json"
+_STREAMED = "streamed_{rank}.safetensors"
+_OF_A_BATCH = ("images", "masks", "indices", "weights")
 _VERSION = 2
 
 
@@ -47,18 +50,28 @@ class Attempted:
     noise_share: float
     generators: dict[str, Tensor]
     """State of torch's random generators before the step."""
+    streamed: tuple[TrainBatch, ...] = ()
+    """The micro-batches themselves, where they were streamed: such samples cannot be had again by an index."""
 
     @staticmethod
-    def of(
-        step: int, epoch: int, image_sizes: Sequence[int], batches: Sequence[Sequence[int]], controls: Controls
-    ) -> "Attempted":
-        """A step that is about to be taken."""
+    def of(step: int, epoch: int, batches: Sequence[TrainBatch], controls: Controls) -> "Attempted":
+        """A step that is about to be taken, of batches that are not on the device yet."""
         generators = {"cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
             generators["cuda"] = torch.cuda.get_rng_state()
-        samples = tuple(tuple(batch) for batch in batches)
+        samples = tuple(tuple(batch.indices.tolist()) for batch in batches)
+        streamed = [batch for batch, indices in zip(batches, samples, strict=True) if min(indices) < 0]
         coefficient, noise = controls.balance_coefficient, controls.noise_share
-        return Attempted(step, epoch, tuple(image_sizes), samples, coefficient, noise, generators)
+        sizes = tuple(batch.images.shape[-1] for batch in batches)
+        return Attempted(step, epoch, sizes, samples, coefficient, noise, generators, tuple(streamed))
+
+    def loaded(self, dataset: TrainSet) -> Iterator[TrainBatch]:
+        """The micro-batches."""
+        if self.streamed:
+            yield from self.streamed
+            return
+        for size, indices in zip(self.image_sizes, self.batches, strict=True):
+            yield collate_train([dataset[self.epoch, index, size] for index in indices])
 
 
 class Replayed(NamedTuple):
@@ -88,7 +101,9 @@ class Replayed(NamedTuple):
         return f"{self.culprit}, {exact} {', '.join(self.samples)}"
 
 
-def replay(step: TrainingStep, attempted: Attempted, experiment: Experiment, source: Source | Subset) -> Replayed:
+def replay(
+    step: TrainingStep, attempted: Attempted, experiment: Experiment, source: Source | Subset | Reading
+) -> Replayed:
     """Takes one process's part of a step once more, in fp32, on a copy of the network; changes nothing.
 
     Args:
@@ -105,8 +120,8 @@ def replay(step: TrainingStep, attempted: Attempted, experiment: Experiment, sou
             torch.set_rng_state(attempted.generators["cpu"])
             if cuda and "cuda" in attempted.generators:
                 torch.cuda.set_rng_state(attempted.generators["cuda"], device)
-            for size, indices in zip(attempted.image_sizes, attempted.batches, strict=True):
-                batch = collate_train([dataset[attempted.epoch, index, size] for index in indices]).to(device)
+            for loaded in attempted.loaded(dataset):
+                batch = loaded.to(device)
                 images = batch.images.float() / 255
 
                 def compute(images: Tensor = images, batch: Any = batch) -> None:
@@ -115,8 +130,8 @@ def replay(step: TrainingStep, attempted: Attempted, experiment: Experiment, sou
 
                 culprit = find_culprit(network, {"images": images}, compute)
                 if culprit is not None:
-                    rows = culprit.rows or range(len(indices))
-                    return Replayed(culprit, tuple(source.names[indices[row]] for row in rows))
+                    rows = culprit.rows or range(len(batch.names))
+                    return Replayed(culprit, tuple(batch.names[row] for row in rows))
     except torch.OutOfMemoryError:
         return Replayed(None, failure="the step does not fit in this device's memory in fp32: replay it on a CPU")
     except Exception as error:  # noqa: BLE001  other processes wait for what this one has found, and a run must go on
@@ -134,7 +149,7 @@ class Replays:
         scaled: whether there is a loss scale.
     """
 
-    def __init__(self, experiment: Experiment, source: Source | Subset, scaled: bool):
+    def __init__(self, experiment: Experiment, source: Source | Subset | Reading, scaled: bool):
         self.experiment = experiment
         self.source = source
         self.scaled = scaled
@@ -226,6 +241,7 @@ def read_kept(folder: Path) -> Kept:
                 table["balance_coefficient"],
                 table["noise_share"],
                 load_file(folder / f"rng_{rank}.safetensors"),
+                _streamed(folder, rank, entry.get("names", ())),
             )
             for rank, entry in enumerate(table["ranks"])
         ]
@@ -242,6 +258,16 @@ def read_kept(folder: Path) -> Kept:
         ) from error
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: the step that was kept here cannot be read: {error}") from error
+
+
+def _streamed(folder: Path, rank: int, names: Sequence[list[str]]) -> tuple[TrainBatch, ...]:
+    if not names:
+        return ()
+    tensors = load_file(folder / _STREAMED.format(rank=rank))
+    return tuple(
+        TrainBatch(**{name: tensors[f"{number}.{name}"] for name in _OF_A_BATCH}, problems=[], names=of_batch)
+        for number, of_batch in enumerate(names)
+    )
 
 
 def newest_kept(path: Path) -> Path:
@@ -272,7 +298,10 @@ def _keep(folder: Path, step: TrainingStep, of_ranks: Sequence[tuple[Attempted, 
         "frozen_stages": step.network.backbone.frozen_stages,
         "loss_weights": step.objective.weights,
         "weights_after": weights_after,
-        "ranks": [{"batches": ranks.batches, "found": found.plain()} for ranks, found in of_ranks],
+        "ranks": [
+            {"batches": ranks.batches, "found": found.plain(), "names": [batch.names for batch in ranks.streamed]}
+            for ranks, found in of_ranks
+        ],
     }
     staging = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)
@@ -281,6 +310,13 @@ def _keep(folder: Path, step: TrainingStep, of_ranks: Sequence[tuple[Attempted, 
     save_file(weights, staging / "model.safetensors")
     for rank, (ranks, _) in enumerate(of_ranks):
         save_file(ranks.generators, staging / f"rng_{rank}.safetensors")
+        if ranks.streamed:
+            tensors = {
+                f"{number}.{name}": getattr(batch, name).contiguous()
+                for number, batch in enumerate(ranks.streamed)
+                for name in _OF_A_BATCH
+            }
+            save_file(tensors, staging / _STREAMED.format(rank=rank))
     (staging / _DESCRIPTION).write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     staging.rename(folder)

@@ -1,5 +1,6 @@
 """A run's whole state, to a checkpoint and back: what is resumed is the run that was interrupted."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +30,13 @@ class Stateful(Protocol):
     def load_state_dict(self, state: dict[str, Any], /) -> None: ...
 
 
+class OfThisRank(Stateful, Protocol):
+    """A part of which each rank has its own state."""
+
+    def begin(self, epoch: int, /) -> None:
+        """Starts anew, where the states are those of another number of ranks."""
+
+
 @dataclass
 class Position:
     """Where a run is."""
@@ -56,13 +64,14 @@ class RunState:
     """Collects the state of a run's parts, and puts it back.
 
     Tensors: `model`, `ema`, `optimizer`, and for each rank `rng_<rank>` with what is its own: its random generators,
-    the sums of the logging interval that is under way, and, of several ranks in mid-epoch, the running statistics of
-    norms. Everything else is in tables, which hold no tensor.
+    the sums of the logging interval that is under way, of several ranks in mid-epoch the running statistics of norms,
+    and the JSON text of its place in streamed data. Everything else is in tables, which hold no tensor.
 
     Args:
         parts: name → part whose table goes into `state.json` under that name.
         meters: name → running sums.
         image_size: that of evaluation, for who has the checkpoint without its run.
+        stream: how far this rank has read, where data are streamed.
     """
 
     def __init__(
@@ -74,6 +83,7 @@ class RunState:
         parts: Mapping[str, Stateful],
         meters: Mapping[str, Meters],
         image_size: int,
+        stream: OfThisRank | None = None,
     ):
         self.accelerator = accelerator
         self.network = network
@@ -86,6 +96,7 @@ class RunState:
         self.parts = parts
         self.meters = meters
         self.image_size = image_size
+        self.stream = stream
 
     def tables(self, position: Position) -> dict[str, Any]:
         """What `state.json` holds. Waits for the device."""
@@ -136,6 +147,8 @@ class RunState:
             meters.load({})
         if state["ranks"] == self.accelerator.num_processes:
             self._restore_rank(tensors.tensors(f"rng_{self.accelerator.process_index}"))
+        elif self.stream is not None:
+            self.stream.begin(position.epoch)
         return position
 
     def _of_this_rank(self) -> dict[str, Tensor]:
@@ -144,6 +157,9 @@ class RunState:
             state["cuda"] = torch.cuda.get_rng_state()
         for name, meters in self.meters.items():
             state |= {f"{name}:{key}": value.cpu() for key, value in meters.state().items()}
+        if self.stream is not None:
+            text = json.dumps(self.stream.state_dict()).encode()
+            state["stream"] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
         return state | {f"statistics:{key}": value.cpu() for key, value in self._own_statistics().items()}
 
     def _restore_rank(self, tensors: Mapping[str, Tensor]) -> None:
@@ -152,6 +168,8 @@ class RunState:
             torch.cuda.set_rng_state(tensors["cuda"])
         for name, meters in self.meters.items():
             meters.load(_below(name, tensors, self.accelerator.device))
+        if self.stream is not None and "stream" in tensors:
+            self.stream.load_state_dict(json.loads(bytes(tensors["stream"].tolist())))
         ours = self._own_statistics()
         for key, value in _below("statistics", tensors, self.accelerator.device).items():
             ours[key].copy_(value)
@@ -198,7 +216,8 @@ def other_ranks_notice(before: int, now: int) -> str:
     """What a person should know where a run goes on with another number of ranks."""
     return (
         f"the checkpoint was written by {counted(before, 'process')} and {now} go on: effective batch, random "
-        "numbers and which samples share a batch are others, so the run is not the one it would have been"
+        "numbers and which samples share a batch are others, and streamed data begin anew, so the run is not the "
+        "one it would have been"
     )
 
 

@@ -39,12 +39,7 @@ class EpochBatches:
     ):
         self._parts = _parts_of_equal_weight(weights, left_out)
         self._samples = sum(count for _, count in self._parts)
-        if self._samples < batch_size * ranks:
-            raise ExperimentError(
-                f"{counted(self._samples, 'training sample')} cannot fill one batch of {batch_size} on "
-                f"{counted(ranks, 'process')}: "
-                "lower data.batch_size (or the phase's), or give more data"
-            )
+        require_a_batch(self._samples, batch_size, ranks)
         self.batch_size = batch_size
         self.seed = seed
         self.rank = rank
@@ -58,6 +53,9 @@ class EpochBatches:
         """The next iteration gives `epoch` from its batch `start` on; another `attempt` is another order."""
         self.epoch, self.start, self.attempt = epoch, start, attempt
 
+    def consumed(self, batches: int) -> None:
+        """Nothing to note: what a batch holds follows from its number."""
+
     def __len__(self) -> int:
         """Batches in a whole epoch, on each rank."""
         return self._samples // (self.batch_size * self.ranks)
@@ -65,23 +63,36 @@ class EpochBatches:
     def __iter__(self) -> Iterator[list[tuple[int, ...]]]:
         drawn = np.concatenate([self._drawn(*part) for part in self._parts])
         order = np.random.default_rng([self.seed, self.epoch, self.attempt]).permutation(drawn)
-        sizes = self._sizes()
+        sizes = sizes_of_batches(self.sizes, len(self), self.seed, self.epoch, self.attempt)
         for batch in range(self.start, len(self)):
             first = (batch * self.ranks + self.rank) * self.batch_size
             yield [(self.epoch, int(index), *sizes[batch]) for index in order[first : first + self.batch_size]]
-
-    def _sizes(self) -> list[tuple[int, ...]]:
-        """What every batch of the whole epoch has for its size: nothing where all have the same."""
-        if not self.sizes:
-            return [()] * len(self)
-        generator = np.random.default_rng([self.seed, self.epoch, self.attempt, 1])
-        return [(int(size),) for size in generator.choice(self.sizes, len(self))]
 
     def _drawn(self, members: NDArray[np.int64], count: int) -> NDArray[np.int64]:
         """`count` of the members in this epoch: all of them as often as that is whole, then the next in turn."""
         whole, rest = divmod(count, len(members))
         turn = np.random.default_rng([self.seed, len(members)]).permutation(members) if rest else members
         return np.concatenate([*[members] * whole, np.take(turn, np.arange(rest) + self.epoch * rest, mode="wrap")])
+
+
+def sizes_of_batches(
+    sizes: Sequence[int], batches: int, seed: int, epoch: int, attempt: int
+) -> list[tuple[int]] | list[tuple[()]]:
+    """What every batch of a whole epoch has for its size, drawn of `sizes`: nothing where there are none."""
+    if not sizes:
+        return [()] * batches
+    generator = np.random.default_rng([seed, epoch, attempt, 1])
+    return [(int(size),) for size in generator.choice(sizes, batches)]
+
+
+def require_a_batch(samples: int, batch_size: int, ranks: int) -> None:
+    """Raise `ExperimentError` where so many samples are fewer than one batch over all ranks."""
+    if samples < batch_size * ranks:
+        raise ExperimentError(
+            f"{counted(samples, 'training sample')} cannot fill one batch of {batch_size} on "
+            f"{counted(ranks, 'process')}: "
+            "lower data.batch_size (or the phase's), or give more data"
+        )
 
 
 def _parts_of_equal_weight(weights: Sequence[float], left_out: Collection[int]) -> list[tuple[NDArray[np.int64], int]]:

@@ -52,9 +52,9 @@ from camox.training.run_state import (
     open_to_resume,
     other_ranks_notice,
 )
-from camox.training.sampler import EpochBatches
 from camox.training.schedule import Plateau, warmup_factor
 from camox.training.step import Controls
+from camox.training.stream_batches import Batches
 from camox.training.telemetry import Clock, Scores, reference_scales, score_values
 from camox.training.watching import Watch
 
@@ -137,7 +137,7 @@ class Trainer:
         self.saver = build_saver(experiment, self.training_step, self.folder, self.reporter)
         parts: dict[str, Stateful] = {"best": self.saver, "schedule": self.plateau, "routing": self.routing}
         parts |= {"guards": self.watch, "recovery": self.recovery}
-        self.state = build_state(experiment, self.training_step, parts)
+        self.state = build_state(experiment, self.training_step, parts, self.train_source)
         self.replays = Replays(experiment, self.train_source, accelerator.scaler is not None)
         # Weights began alike on all ranks; dropout and routing noise must not.
         torch.manual_seed(settings.seed + accelerator.process_index)
@@ -223,15 +223,16 @@ class Trainer:
             controls = self._controls(position, at.step + 1)
             self.watchdog.beat("loading data")
             with clock.waiting():
-                window, samples = self._window(batches, phase.accumulate)
-            sizes = [batch.images.shape[-1] for batch in window]
-            clock.images += sum(map(len, samples))
-            self.watch.began(at.step + 1, list(chain(*samples)))
-            self.replays.note(Attempted.of(at.step + 1, at.epoch, sizes, samples, controls))
+                loaded = self._window(batches, phase.accumulate)
+                window = [batch.to(self.accelerator.device, non_blocking=True) for batch in loaded]
+            clock.images += sum(len(batch.weights) for batch in loaded)
+            self.watch.began(at.step + 1, list(chain(*(batch.indices.tolist() for batch in loaded))))
+            self.replays.note(Attempted.of(at.step + 1, at.epoch, loaded, controls))
             self.watchdog.beat("training step")
             self.training_step(self.shell, window, controls)
             at.step += 1
             at.batch += len(window)
+            self.sampler.consumed(len(window))
             if at.step % self.experiment.tracking.log_every and number + 1 < steps:
                 progress.advance(at.step)
                 # On a GPU to look is to wait for it.
@@ -263,14 +264,12 @@ class Trainer:
         self._event("pause", message, severity="info")
         raise TrainingPaused(message)
 
-    def _window(self, batches: Iterator[TrainBatch], accumulate: int) -> tuple[list[TrainBatch], list[list[int]]]:
-        """The micro-batches of one optimizer step on the device, and the indices of their samples; the last window of
-        an epoch may be shorter."""
+    def _window(self, batches: Iterator[TrainBatch], accumulate: int) -> list[TrainBatch]:
+        """The micro-batches of one optimizer step; the last window of an epoch may be shorter."""
         window = list(islice(batches, accumulate))
         for batch in window:
             self.watch.met(batch.problems)
-        samples = [batch.indices.tolist() for batch in window]  # before they are on the device
-        return [batch.to(self.accelerator.device, non_blocking=True) for batch in window], samples
+        return window
 
     def _values(self, phase: ResolvedPhase, controls: Controls, position: float, clock: Clock) -> dict[str, Any]:
         """Reads the meters of the interval that ends here; between logged steps nothing waits for the device."""
@@ -484,9 +483,9 @@ class Trainer:
     def _event(self, kind: str, message: str, severity: Severity = "warning", details: Any = None) -> None:
         self.reporter.event(kind, message, self.at, severity, details)
 
-    def _sampler(self, phase: ResolvedPhase) -> EpochBatches:
+    def _sampler(self, phase: ResolvedPhase) -> Batches:
         seed, left_out = self.experiment.experiment.seed, self.recovery.left_out
-        return phase_sampler(phase, self.train_source.weights, seed, self.accelerator, left_out)
+        return phase_sampler(phase, self.train_source, seed, self.accelerator, left_out)
 
     def _steps_in(self, phase: ResolvedPhase) -> int:
         """Optimizer steps in one epoch of a phase."""

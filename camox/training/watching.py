@@ -32,8 +32,9 @@ class Watch:
         self._loss_sum, self._steps = 0.0, 0
 
     def began(self, step: int, samples: list[int]) -> None:
-        """Notes the indices of this rank's samples of attempted step `step`."""
-        self._samples.append((step, samples))
+        """Notes the indices of this rank's samples of attempted step `step`; streamed ones, which have none, can be
+        neither suspected nor left out."""
+        self._samples.append((step, [index for index in samples if index >= 0]))
 
     def met(self, problems: Sequence[str]) -> None:
         """Takes in the messages of this rank's bad samples in a batch.

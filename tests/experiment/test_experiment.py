@@ -35,6 +35,10 @@ SOURCE = st.one_of(
     ),
     st.fixed_dictionaries({"layout": st.just("folder"), "images": TEXT.filter(bool), "masks": TEXT.filter(bool)}),
     st.fixed_dictionaries(
+        {"hub": TEXT.filter(bool)},
+        optional={"split": TEXT.filter(bool), "mask": TEXT.filter(bool), "weight": st.floats(0.1, 100)},
+    ),
+    st.fixed_dictionaries(
         {"synthetic": st.just("habitats"), "count": st.integers(1, 9999)},
         optional={
             "kinds": st.lists(st.sampled_from(["forest", "rock"]), min_size=1, unique=True),
@@ -147,6 +151,13 @@ def test_split_follows_the_list_a_source_stands_in(write: Write, minimal: str):
     data = Experiment.load(write(minimal), [f"data.{name}={source}" for name in ("train", "val", "test")]).data
     assert [sources[0].split for sources in (data.train, data.val, data.test)] == ["train", "train", "test"]  # type: ignore[union-attr]
     assert data.val_fraction == 0
+
+
+def test_a_set_of_the_hub_never_validates_on_what_it_trains_on_by_default(write: Write, minimal: str):
+    source = '[{hub="nobg/COD10K"}]'
+    data = Experiment.load(write(minimal), [f"data.{name}={source}" for name in ("train", "val", "test")]).data
+    splits = [sources[0].split for sources in (data.train, data.val, data.test)]  # type: ignore[union-attr]
+    assert splits == ["train", "validation", "test"]
 
 
 def test_plain_tables_hold_no_none(write: Write, minimal: str):

@@ -92,6 +92,39 @@ DATA_MISTAKES = {
         'train = [{ layout = "folder", images = "i",\n masks = "m" },\n { layout = "cod10k", path = "x", splitt = "test" }]',
         '5: [data] train[1]: unknown key "splitt": did you mean "split"?',
     ),
+    "unknown key of a set of the hub": (
+        'train = [{ hub = "a/b", masks = "gt" }]',
+        '3: [data] train[0]: unknown key "masks": did you mean "mask"?',
+    ),
+    "streamed set without val": (
+        'train = [{ hub = "a/b", streaming = true }]',
+        "3: [data] train[0]: nothing can be held out of a streamed set: give val, sources that are not streamed",
+    ),
+    "streamed set beside another": (
+        'train = [{ hub = "a/b", streaming = true }, { hub = "a/c" }]\nval = [{ hub = "a/b" }]',
+        "3: [data] train[0]: a streamed set is the only source of train: remove the others, or streaming",
+    ),
+    "weight of a streamed set": (
+        'train = [{ hub = "a/b", streaming = true, weight = 2 }]\nval = [{ hub = "a/b" }]',
+        "3: [data] train[0]: weight = 2.0 has no meaning for a streamed set: set count to what an epoch should have",
+    ),
+    "super-classes of a streamed set": (
+        'train = [{ hub = "a/b", streaming = true, super_class = "x.csv" }]\nval = [{ hub = "a/b" }]',
+        "3: [data] train[0]: super_class has no meaning for a streamed set, of which nothing is held out: remove it",
+    ),
+    "streamed val": (
+        'train = [{ hub = "a/b" }]\nval = [{ hub = "a/b", streaming = true }]',
+        "4: [data] val[0]: only training data are streamed, because all of these are scored: remove streaming",
+    ),
+    "cache of a streamed set": (
+        'train = [{ hub = "a/b", streaming = true }]\nval = [{ hub = "a/b" }]\ncache = "x"',
+        "5: [data] a streamed set is not cached: remove cache, or streaming, which downloads the set once",
+    ),
+    "count of a set that is not streamed": (
+        'train = [{ hub = "a/b", count = 9 }]',
+        "3: [data] train[0]: count is for streamed sets: set streaming = true or remove it",
+    ),
+    "hub that is no text": ("train = [{ hub = 3 }]", "3: [data] train[0]: hub must be a string, not the number 3"),
     "key missing in a source": (
         'train = [{ layout = "cod10k" }]',
         '3: [data] train[0]: missing key "path": add path = …',
@@ -99,7 +132,7 @@ DATA_MISTAKES = {
     "source that is none": (
         "train = [3]",
         '3: [data] train[0]: must be a table, not the number 3: write { layout = "auto", path = "…" }, '
-        '{ layout = "folder", images = "…", masks = "…" } or { synthetic = "habitats", count = … }',
+        '{ layout = "folder", images = "…", masks = "…" }, { hub = "owner/name" } or { synthetic = "habitats", count = … }',
     ),
     "value in a source": (
         'train = [{ synthetic = "habitats", count = 0 }]',

@@ -122,7 +122,7 @@ def report(step: int, finite: bool, terms: tuple[str, ...] = ()) -> StepReport:
 def test_which_steps_are_taken_once_more(tiny_experiment, scaled, reports, wanted):
     replays = Replays(tiny_experiment(), [], scaled)
     for step in (1, 2, 3):
-        replays.note(Attempted.of(step, 0, [32], [[0]], Controls(1e-3, 0.0, 0.0)))
+        replays.note(Attempted.of(step, 0, [], Controls(1e-3, 0.0, 0.0)))
     found = replays._wanted(reports)
     assert (None if found is None else found.step) == wanted
 
@@ -130,7 +130,7 @@ def test_which_steps_are_taken_once_more(tiny_experiment, scaled, reports, wante
 def test_a_row_of_bad_steps_and_more_than_the_budget_are_not_taken_again(tiny_experiment):
     replays, wanted = Replays(tiny_experiment("stability.replays=2"), [], scaled=False), []
     for step, finite in enumerate([False, False, False, True, False, True, False], start=1):
-        replays.note(Attempted.of(step, 0, [32], [[0]], Controls(1e-3, 0.0, 0.0)))
+        replays.note(Attempted.of(step, 0, [], Controls(1e-3, 0.0, 0.0)))
         found = replays._wanted([report(step, finite)])
         wanted += [] if found is None else [found.step]
     assert wanted == [1, 5]
