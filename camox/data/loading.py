@@ -259,8 +259,9 @@ def collate_train(items: Sequence[_Item]) -> TrainBatch:
 
 
 def _stacked_images(items: Sequence[_Item]) -> Tensor:
-    images = np.stack([item.image for item in items])
-    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    # A third of what a copy of the transposed array takes.
+    planes = np.stack([plane for item in items for plane in cv2.split(item.image)])
+    return torch.from_numpy(planes.reshape(len(items), 3, *planes.shape[1:]))
 
 
 def _problems(items: Sequence[_Item]) -> list[str]:

@@ -41,8 +41,9 @@ class PairedFiles:
         return f"{stamp(self.pairs[index].image)} {stamp(self.pairs[index].mask)}"
 
     def _read(self, pair: Pair, at_least: int | None) -> Sample:
-        image = read_image(pair.image, pair.apply_orientation, at_least)
         mask = read_mask(pair.mask)
+        # Last, so that it is still in the processor's cache when it is resized.
+        image = read_image(pair.image, pair.apply_orientation, at_least)
         height, width = mask.shape
         factors = (1,) if at_least is None else REDUCTIONS
         if image.shape[:2] not in [(-(-height // factor), -(-width // factor)) for factor in factors]:

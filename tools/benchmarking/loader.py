@@ -69,10 +69,10 @@ def measure_loader(settings: Settings) -> Report:
         ratios[f"wall time, workers: {workers}"] = {
             f"{n} / {PLAIN}": wall_ratio(of_workers[f"{n}, workers: {workers}"], plain) for n in ways if n != PLAIN
         }
+    # Asked for per core: wall time is shown beside it, and depends on what else the machine does.
     targets = [
-        Target(f"{figure}, {name} / {PLAIN}", at_most, pairs[f"{name} / {PLAIN}"]["median"])
+        Target(f"time per image, {name} / {PLAIN}", at_most, ratios["time per image"][f"{name} / {PLAIN}"]["median"])
         for name, at_most in ((FILES, 0.8), (CACHE, 0.2))
-        for figure, pairs in ratios.items()
     ]
     return Report({"loading": rows, "grey levels": differences}, ratios, targets, settings.of_targets)
 
