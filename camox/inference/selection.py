@@ -17,14 +17,9 @@ Identity = frozenset[Any]
 def identity(specification: Mapping[str, Any], split: str = "train") -> Identity:
     """What a data source shows; two of them share images if and only if they have a common member.
 
-<<<<<<< HEAD
-    The folders of the images, a part of a set of the hub, or else the specification without what changes no image.
-    `split` holds where the specification has none. Raises DataError where there is no such data.
-=======
     The folders of the images; of a set of the hub its place and split, where two parts of one split count as the same;
     for what has neither the specification without what changes no image. `split` holds where the specification has
     none. Raises DataError where there is no such data.
->>>>>>> 273a9ae6b00984473e8d54e5c72ea5e1337109ac
     """
     if "layout" in specification:
         return frozenset(part.images.resolve() for part in locate_source(specification, split).parts)
