@@ -75,9 +75,9 @@ def _located(epoch: int, phases: Sequence[ResolvedPhase]) -> tuple[ResolvedPhase
 
 
 def batches_of(source: Source | Subset | Reading, batch_size: int, seed: int) -> Batches:
-    """Batches for one process, from the beginning."""
+    """Batches for one process, from the beginning: those of a stream whatever else has been read of it."""
     if isinstance(source, Reading):
-        return StreamBatches(source, batch_size)
+        return StreamBatches(Reading(source.stream, seed), batch_size)
     return EpochBatches(source.weights, batch_size, seed)
 
 
