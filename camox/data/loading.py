@@ -134,7 +134,8 @@ class TrainSet(Dataset[_Item]):
         except DataError as error:
             # Raised in a worker it would end this process only, and other ranks would wait for it forever.
             image, mask = _zeros(size)
-            problem = _problem(name, number, error)
+            # The number of a streamed sample is another one each time that it comes.
+            problem = f"sample {name}: {error}" if streamed else _problem(name, number, error)
         return _Item(-1 if streamed else number, image, mask, problem, name)
 
     @property

@@ -140,7 +140,8 @@ def test_bad_samples_count_as_elsewhere(streamed, folder, tmp_path):
     write_shards(folder, made, 3)
     run = train(streamed("stability.max_bad_samples=0.9", output=tmp_path / "few"))
     told = [event["message"] for event in read_events(run) if "the JPEG is truncated" in event["message"]]
-    assert {message.split("row 1 of ")[1][:6] for message in told} == {"file 1", "file 2", "file 3"}
+    # Each once, though some come in both epochs.
+    assert sorted(message.split("row 1 of ")[1][:6] for message in told) == ["file 1", "file 2", "file 3"]
     with pytest.raises(DataError, match="the JPEG is truncated"):
         train(streamed("stability.bad_samples=false", output=tmp_path / "none"))
 

@@ -84,6 +84,13 @@ def test_losses_that_are_not_finite_do_not_keep_a_checkpoint_from_being_written(
     Watch(tiny_experiment()).load_state_dict(state)
 
 
+def test_streamed_samples_are_no_suspects_for_they_cannot_be_left_out(tiny_experiment):
+    watch = Watch(tiny_experiment())
+    watch.began(1, [-1, -1])
+    watch.after_steps([skipped(1)], None)
+    assert watch.suspects() == (set(), set())
+
+
 def test_samples_of_sound_steps_are_no_suspects(tiny_experiment):
     watch = Watch(tiny_experiment())
     for step, samples in enumerate([[1, 2], [3, 4], [2, 5]], start=1):
