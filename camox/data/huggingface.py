@@ -4,7 +4,7 @@ import io
 import os
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
@@ -77,9 +77,9 @@ def hub_pairs(
 ) -> tuple[Pairs, str]:
     """The pairs of a set in its order, and which columns they are made of.
 
-    Names come from the column `names` or one that is usually called so, else from the files that the images were made
-    from, else they are running numbers. Groups are as `pairing.pair_up` says; for "names" a column super_class counts
-    first. Only the two columns of images are ever read.
+    Names come from the column `names`, or one that is usually called so and tells all rows apart, else from the files
+    that the images were made from, else they are running numbers. Groups are as `pairing.pair_up` says; for "names" a
+    column super_class counts first. Only the two columns of images are ever read.
 
     Args:
         image, mask, names: columns, where they have no usual name (`hub_columns.choose_columns`).
@@ -91,7 +91,7 @@ def hub_pairs(
     table, notices = load_table(address)
     columns = choose_columns(table.features, str(address), image, mask, names)
     group_of = grouping(super_class)
-    called = _names(table, columns)
+    called, columns = _names(table, columns, is_wanted=names is not None)
     images = _files(table, columns.image, str(address), called)
     masks = _files(table, columns.mask, str(address), called)
     groups = [group_of(name) for name in called]
@@ -153,15 +153,18 @@ def stored_and_paths(column: "pyarrow.ChunkedArray") -> tuple[list[bool], list[s
     return pyarrow.compute.struct_field(column, "bytes").is_valid().to_pylist(), [path or "" for path in paths]
 
 
-def _names(table: "Dataset", columns: Columns) -> list[str]:
+def _names(table: "Dataset", columns: Columns, is_wanted: bool) -> tuple[list[str], Columns]:
+    """A name for each row, and the columns without that of the names where it tells no rows apart, as one of kinds. One
+    that the user wants has to."""
     if columns.name is not None:
         names = [stem_of(text) for text in _texts(table, columns.name)]
-        if (many := len(names) - len(set(names))) or not all(names):
-            what = f"{many} names occur twice" if many else "some names are empty"
+        if all(names) and len(set(names)) == len(names):
+            return names, columns
+        if is_wanted:
+            what = f"{len(names) - len(set(names))} names occur twice" if all(names) else "some names are empty"
             raise DataError(f'column "{columns.name}": {what}: set names to a column that tells all rows apart')
-        return names
     _, paths = stored_and_paths(_column(table, columns.image))
-    return names_of_files(paths)
+    return names_of_files(paths), replace(columns, name=None)
 
 
 def names_of_files(paths: Sequence[str]) -> list[str]:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import datasets
 import httpx
 import numpy as np
+import pyarrow.parquet
 import pytest
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 from PIL import Image
@@ -57,14 +58,9 @@ def test_several_files_are_one_set_in_order(tmp_path):
 
 def test_files_without_the_librarys_types_are_read_too(tmp_path):
     plain = [{"image": row["image"], "GT": row["mask"]["bytes"]} for row in rows(3)]
-    table = datasets.Dataset.from_list(plain)
+    table = datasets.Dataset.from_list(plain).with_format("arrow")[:].replace_schema_metadata(None)
     (tmp_path / "set").mkdir()
-    table.data.table.replace_schema_metadata(None)
-    import pyarrow.parquet
-
-    pyarrow.parquet.write_table(
-        table.data.table.replace_schema_metadata(None), tmp_path / "set" / "train-00000-of-00001.parquet"
-    )
+    pyarrow.parquet.write_table(table, tmp_path / "set" / "train-00000-of-00001.parquet")
     source = open_source({"hub": str(tmp_path / "set")})
     assert source.names == ["image_0", "image_1", "image_2"]
     assert source[1].mask.any()
@@ -156,6 +152,15 @@ def test_columns_that_are_named_must_be_there_and_fit(given, words):
 )
 def test_names_after_files_tell_rows_apart(paths, names):
     assert names_of_files(paths) == names
+
+
+def test_a_column_of_names_that_tells_no_rows_apart_is_taken_only_where_it_is_wanted(tmp_path):
+    folder = str(write_shards(tmp_path / "set", [{**row, "image_name": "crab"} for row in rows(3)]))
+    source = open_source({"hub": folder})
+    assert source.names == ["image_0", "image_1", "image_2"]
+    assert "image_name" not in source.remarks[0]
+    with pytest.raises(DataError, match='column "image_name": 2 names occur twice: set names to a column'):
+        open_source({"hub": folder, "names": "image_name"})
 
 
 def test_super_classes_may_be_a_column(tmp_path):
