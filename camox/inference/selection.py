@@ -1,5 +1,6 @@
 """What data a checkpoint is selected on, and whether these are the data it is tested on."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,21 +18,34 @@ Identity = frozenset[Any]
 def identity(specification: Mapping[str, Any], split: str = "train") -> Identity:
     """What a data source shows; two of them share images if and only if they have a common member.
 
-    The folders of the images; of a set of the hub its place and split, where two parts of one split count as the same;
-    for what has neither the specification without what changes no image. `split` holds where the specification has
-    none. Raises DataError where there is no such data.
+    The folders of the images; of a set of the hub its place and the hundredths of its splits; for what has neither the
+    specification without what changes no image. `split` holds where the specification has none. Raises DataError where
+    there is no such data.
     """
     if "layout" in specification:
         return frozenset(part.images.resolve() for part in locate_source(specification, split).parts)
     if "hub" in specification:
         # Whichever columns are read, and whether they are streamed, the images are those of the split.
-        address = HubAddress(specification["hub"], (specification.get("split") or split).partition("[")[0])
-        return frozenset(
-            [((address.folder or Path(address.hub)).resolve(), specification.get("config"), address.split)]
-        )
+        address = HubAddress(specification["hub"], specification.get("split") or split)
+        place = (address.folder or Path(address.hub)).resolve(), specification.get("config")
+        return frozenset((*place, *part) for part in _hundredths(address.split))
     # Image i of a seed does not depend on how many there are.
     ignored = ("count", "name", "weight")
     return frozenset([tuple(sorted((key, str(value)) for key, value in specification.items() if key not in ignored))])
+
+
+def _hundredths(split: str) -> Iterator[tuple[str, int]]:
+    """Name and number of each hundredth that "train", "train[:80%]" or "train+test[5%:]" takes of a split. One that is
+    cut by numbers of rows counts as whole: how many there are, nobody has asked yet."""
+    for part in split.split("+"):
+        match = re.fullmatch(r"(?:(-?\d+)%)?:(?:(-?\d+)%)?", part.partition("[")[2].rstrip("] "))
+        cut = slice(*(None if bound is None else int(bound) for bound in match.groups())) if match else slice(None)
+        for number in range(100)[cut]:
+            yield _split_name(part), number
+
+
+def _split_name(part: str) -> str:
+    return part.partition("[")[0].strip()
 
 
 def identities(sources: Sequence[Any], split: str = "train") -> Identity:
@@ -96,7 +110,7 @@ def selected_on(experiment: Experiment) -> str:
 
 def _is_test_part(specification: Mapping[str, Any]) -> bool:
     """Whether the folder of the images, or the one around it, is called so; of SINet's collection also the next."""
-    if str(specification.get("split")).partition("[")[0] == "test":
+    if "test" in map(_split_name, str(specification.get("split")).split("+")):
         return True
     if "layout" not in specification:
         return False
