@@ -11,6 +11,8 @@ from camox.errors import ExperimentError
 from camox.experiment import Experiment
 
 _TEST_FOLDERS = ("test", "testdataset")
+_TEST_SETS = ("chameleon", "nc4k")
+"""Sets of the field without a training part."""
 
 Identity = frozenset[Any]
 
@@ -56,15 +58,15 @@ def identities(sources: Sequence[Any], split: str = "train") -> Identity:
 def selects_on_test(experiment: Experiment) -> str | None:
     """Why checkpoints are selected on test images, as part of a sentence; None where they are not.
 
-    They are where `data.val` names images that `data.test` names too, or the test part of a dataset. Raises DataError
-    where data are missing.
+    They are where `data.val` names images that `data.test` names too, the test part of a dataset, or one of the field's
+    sets that are all test. Raises DataError where data are missing.
     """
     data = experiment.data
     if identities(data.val) & identities(data.test, "test"):
         return "data.val names images that data.test names too"
     for position, source in enumerate(data.val):
         if _is_test_part(source.plain()):
-            return f"data.val[{position}] is the test part of a dataset"
+            return f"data.val[{position}] is a test set, or the test part of a dataset"
     return None
 
 
@@ -89,7 +91,11 @@ def selection_warnings(experiment: Experiment) -> Iterator[str]:
     if reason:
         yield f"{reason}: checkpoints are selected on test images (validation.select_on_test), every result says so"
     elif experiment.validation.select_on_test:
-        yield "validation.select_on_test has no effect: data.val names no test images; remove it"
+        if data.val:
+            known = "labels every result, though data.val names no images that are known to be test images"
+            yield f"validation.select_on_test {known}: remove it if they are none"
+        else:
+            yield "validation.select_on_test has no effect: data.val names no test images; remove it"
     train = identities(data.train)
     for name, shown in (("val", identities(data.val)), ("test", identities(data.test, "test"))):
         if train & shown:
@@ -109,13 +115,16 @@ def selected_on(experiment: Experiment) -> str:
 
 
 def _is_test_part(specification: Mapping[str, Any]) -> bool:
-    """Whether the folder of the images, or the one around it, is called so; of SINet's collection also the next."""
+    """Whether the folder of the images, or the one around it, is called so, or as a set that is all test; of SINet's
+    collection also the next folder. Sets of the hub go by their split and name."""
     if "test" in map(_split_name, str(specification.get("split")).split("+")):
+        return True
+    if Path(specification.get("hub", "")).name.casefold() in _TEST_SETS:
         return True
     if "layout" not in specification:
         return False
     return any(
-        any(name in _TEST_FOLDERS for name in names[-2:]) or names[-3:-2] == ["testdataset"]
+        any(name in _TEST_FOLDERS + _TEST_SETS for name in names[-2:]) or names[-3:-2] == ["testdataset"]
         for part in locate_source(specification).parts
         if (names := [name.casefold() for name in part.images.resolve().parts])
     )

@@ -30,7 +30,9 @@ def test_a_folder_is_the_same_by_every_path(tmp_path, monkeypatch):
     assert identity({"hub": "set", "split": "test"}) == identity({"hub": str(tmp_path / "set"), "split": "test"})
 
 
-@pytest.mark.parametrize(("split", "on_test"), [("validation", False), ("test", True), ("test[:50%]", True), ("train+test", True)])
+@pytest.mark.parametrize(
+    ("split", "on_test"), [("validation", False), ("test", True), ("test[:50%]", True), ("train+test", True)]
+)
 def test_validating_on_the_test_split_is_selecting_on_test(tiny_experiment, split, on_test):
     experiment = tiny_experiment(f'data.val=[{{hub="a/b",split="{split}"}}]', "data.val_fraction=0.0")
     assert (selects_on_test(experiment) is not None) == on_test
