@@ -9,7 +9,8 @@ from camox.errors import DataError
 LAYOUTS = ("auto", "cod10k", "camo", "sinet", "pairs")
 """Layouts of one folder: COD10K-v3 (`{Train,Test}/{Image,GT_Object}`), CAMO (`Images/{Train,Test}` with one `GT`),
 SINet's collection (`TrainDataset/{Imgs,GT}`, `TestDataset/<set>/{Imgs,GT}`), and a folder of images beside one of masks
-(CHAMELEON, NC4K and most others), alone, in `train` and `test`, or with these in them. "auto" is whichever of these it is."""
+(CHAMELEON, NC4K and most others), alone, in `train` and `test`, or with these in them. "auto" is whichever of these
+it is."""
 
 SPLITS = ("train", "test")
 IMAGE_FOLDERS = ("imgs", "images", "image", "img", "im")
