@@ -31,7 +31,7 @@ class Cell:
     place: str
     """What messages call it."""
     origin: str
-    """Another one when the files of the table are."""
+    """Another one when the files of the table are, or the part of them that it shows."""
 
     def __str__(self) -> str:
         return self.place
@@ -43,7 +43,7 @@ class Cell:
         return io.BytesIO(cell["bytes"] if isinstance(cell, dict) else cell)
 
     def stamp(self) -> str:
-        """Files, column and row."""
+        """Part of which files, column and row."""
         return f"{self.origin} {self.table.column_names} {self.row}"
 
 
@@ -119,7 +119,8 @@ def _left_out(address: HubAddress, all_rows: int, kept: int) -> list[str]:
 def _files(table: "Dataset", column: str, where: str, names: Sequence[str]) -> list[ImageFile]:
     """The images of a column, in the rows themselves or in files that the rows name."""
     alone = table.select_columns([column]).with_format("arrow")
-    origin = " ".join(stamp(Path(file["filename"])) for file in table.cache_files)
+    # Of a part of a split, rows are counted from its own beginning in files that hold all of it.
+    origin = " ".join([where, *(stamp(Path(file["filename"])) for file in table.cache_files)])
     stored, paths = stored_and_paths(_column(table, column))
     lacking = [
         name for name, bytes_there, path in zip(names, stored, paths, strict=True) if not bytes_there and not path

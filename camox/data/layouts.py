@@ -9,7 +9,8 @@ from camox.errors import DataError
 LAYOUTS = ("auto", "cod10k", "camo", "sinet", "pairs")
 """Layouts of one folder: COD10K-v3 (`{Train,Test}/{Image,GT_Object}`), CAMO (`Images/{Train,Test}` with one `GT`),
 SINet's collection (`TrainDataset/{Imgs,GT}`, `TestDataset/<set>/{Imgs,GT}`), and a folder of images beside one of masks
-(CHAMELEON, NC4K and most others), alone or in `train` and `test`. "auto" is whichever of these it is."""
+(CHAMELEON, NC4K and most others), alone, in `train` and `test`, or with these in them. "auto" is whichever of these
+it is."""
 
 SPLITS = ("train", "test")
 IMAGE_FOLDERS = ("imgs", "images", "image", "img", "im")
@@ -89,8 +90,8 @@ def _cod10k(root: Path, split: str) -> Located | None:
 
 
 def _camo(root: Path, split: str) -> Located | None:
-    images, masks = _inner(root, "Images", split), _inner(root, "GT")
-    return Located("camo", (Folders(images, masks),), shares_masks=True) if images and masks else None
+    images, masks = _inner(root, "Images"), _inner(root, "GT")
+    return _divided("camo", Folders(images, masks), split) if images and masks else None
 
 
 def _collection(root: Path, split: str) -> Located | None:
@@ -106,8 +107,24 @@ def _collection(root: Path, split: str) -> Located | None:
 
 def _pairs(root: Path, split: str) -> Located | None:
     half = _inner(root, split)
-    pair = (_pair_in(half) if half else None) or _pair_in(root)
-    return Located("pairs", (pair,)) if pair else None
+    if half and (pair := _pair_in(half)):
+        return Located("pairs", (pair,))
+    pair = _pair_in(root)
+    if pair is None:
+        return None
+    if divided := _divided("pairs", pair, split):
+        return divided
+    # Else the images of the other split would be taken for those of this one.
+    is_whole = not any(_inner(pair.images, name) for name in SPLITS) or any(
+        child.is_file() and not child.name.startswith(".") for child in pair.images.iterdir()
+    )
+    return Located("pairs", (pair,)) if is_whole else None
+
+
+def _divided(layout: str, pair: Folders, split: str) -> Located | None:
+    """The split as a folder in that of the images; the masks' may be divided alike, or hold those of both."""
+    images, masks = _inner(pair.images, split), _inner(pair.masks, split)
+    return Located(layout, (Folders(images, masks or pair.masks),), shares_masks=masks is None) if images else None
 
 
 def _pair_in(root: Path) -> Folders | None:

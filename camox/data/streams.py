@@ -93,7 +93,8 @@ class Stream:
         self.notices = notices
         self.remarks = (
             f"of {address} {columns}; its {dataset.num_shards} files are streamed in random order, rows shuffled in "
-            f"blocks of {shuffle_buffer}; an epoch is {count} samples",
+            f"blocks of {shuffle_buffer}; an epoch is {count} samples"
+            + ("" if non_camouflaged else "; COD10K-NonCAM-* are passed over (non_camouflaged = true keeps them)"),
         )
         self.columns = columns
         self.address = address

@@ -37,7 +37,7 @@ def preview(
         Where the sheet is.
 
     Raises:
-        CamoxError: the data cannot be opened, the run has no such epoch, or the file cannot be written.
+        CamoxError: the data cannot be opened or are streamed, the run has no such epoch, or the file cannot be written.
     """
     console = console or Console()
     path = out or Path(f"{experiment.experiment.name}_preview.png")
@@ -47,6 +47,8 @@ def preview(
     if not 1 <= epoch <= len(sizes):
         raise ExperimentError(f"--epoch {epoch}: the experiment has {counted(len(sizes), 'epoch')}: give one of these")
     data = experiment.data
+    if data.is_streamed:
+        raise ExperimentError("a streamed set has no samples to choose from: preview it with streaming = false")
     source, _ = open_training_sources(
         [one.plain() for one in data.train],
         [one.plain() for one in data.val],

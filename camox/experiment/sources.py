@@ -17,7 +17,8 @@ class _Source(Table):
     """Label of the dataset in tables; by default its folder's, or that of its form."""
 
     weight: float = Field(default=1.0, gt=0, le=100)
-    """How often each sample comes in an epoch of training: 2 shows all of them twice, 0.5 another half each time."""
+    """How often each sample comes in an epoch of training: 2 shows all of them twice, augmented alike both times, 0.5
+    another half in each epoch."""
 
 
 class _FileSource(_Source):

@@ -1,5 +1,6 @@
 """What data a checkpoint is selected on, and whether these are the data it is tested on."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from camox.errors import ExperimentError
 from camox.experiment import Experiment
 
 _TEST_FOLDERS = ("test", "testdataset")
+_TEST_SETS = ("chameleon", "nc4k")
+"""Sets of the field without a training part."""
 
 Identity = frozenset[Any]
 
@@ -17,21 +20,34 @@ Identity = frozenset[Any]
 def identity(specification: Mapping[str, Any], split: str = "train") -> Identity:
     """What a data source shows; two of them share images if and only if they have a common member.
 
-    The folders of the images; of a set of the hub its place and split, where two parts of one split count as the same;
-    for what has neither the specification without what changes no image. `split` holds where the specification has
-    none. Raises DataError where there is no such data.
+    The folders of the images; of a set of the hub its place and the hundredths of its splits; for what has neither the
+    specification without what changes no image. `split` holds where the specification has none. Raises DataError where
+    there is no such data.
     """
     if "layout" in specification:
         return frozenset(part.images.resolve() for part in locate_source(specification, split).parts)
     if "hub" in specification:
         # Whichever columns are read, and whether they are streamed, the images are those of the split.
-        address = HubAddress(specification["hub"], (specification.get("split") or split).partition("[")[0])
-        return frozenset(
-            [((address.folder or Path(address.hub)).resolve(), specification.get("config"), address.split)]
-        )
+        address = HubAddress(specification["hub"], specification.get("split") or split)
+        place = (address.folder or Path(address.hub)).resolve(), specification.get("config")
+        return frozenset((*place, *part) for part in _hundredths(address.split))
     # Image i of a seed does not depend on how many there are.
     ignored = ("count", "name", "weight")
     return frozenset([tuple(sorted((key, str(value)) for key, value in specification.items() if key not in ignored))])
+
+
+def _hundredths(split: str) -> Iterator[tuple[str, int]]:
+    """Name and number of each hundredth that "train", "train[:80%]" or "train+test[5%:]" takes of a split. One that is
+    cut by numbers of rows counts as whole: how many there are, nobody has asked yet."""
+    for part in split.split("+"):
+        match = re.fullmatch(r"(?:(-?\d+)%)?:(?:(-?\d+)%)?", part.partition("[")[2].rstrip("] "))
+        cut = slice(*(None if bound is None else int(bound) for bound in match.groups())) if match else slice(None)
+        for number in range(100)[cut]:
+            yield _split_name(part), number
+
+
+def _split_name(part: str) -> str:
+    return part.partition("[")[0].strip()
 
 
 def identities(sources: Sequence[Any], split: str = "train") -> Identity:
@@ -42,15 +58,15 @@ def identities(sources: Sequence[Any], split: str = "train") -> Identity:
 def selects_on_test(experiment: Experiment) -> str | None:
     """Why checkpoints are selected on test images, as part of a sentence; None where they are not.
 
-    They are where `data.val` names images that `data.test` names too, or the test part of a dataset. Raises DataError
-    where data are missing.
+    They are where `data.val` names images that `data.test` names too, the test part of a dataset, or one of the field's
+    sets that are all test. Raises DataError where data are missing.
     """
     data = experiment.data
     if identities(data.val) & identities(data.test, "test"):
         return "data.val names images that data.test names too"
     for position, source in enumerate(data.val):
         if _is_test_part(source.plain()):
-            return f"data.val[{position}] is the test part of a dataset"
+            return f"data.val[{position}] is a test set, or the test part of a dataset"
     return None
 
 
@@ -75,7 +91,11 @@ def selection_warnings(experiment: Experiment) -> Iterator[str]:
     if reason:
         yield f"{reason}: checkpoints are selected on test images (validation.select_on_test), every result says so"
     elif experiment.validation.select_on_test:
-        yield "validation.select_on_test has no effect: data.val names no test images; remove it"
+        if data.val:
+            known = "labels every result, though data.val names no images that are known to be test images"
+            yield f"validation.select_on_test {known}: remove it if they are none"
+        else:
+            yield "validation.select_on_test has no effect: data.val names no test images; remove it"
     train = identities(data.train)
     for name, shown in (("val", identities(data.val)), ("test", identities(data.test, "test"))):
         if train & shown:
@@ -95,13 +115,16 @@ def selected_on(experiment: Experiment) -> str:
 
 
 def _is_test_part(specification: Mapping[str, Any]) -> bool:
-    """Whether the folder of the images, or the one around it, is called so; of SINet's collection also the next."""
-    if str(specification.get("split")).partition("[")[0] == "test":
+    """Whether the folder of the images, or the one around it, is called so, or as a set that is all test; of SINet's
+    collection also the next folder. Sets of the hub go by their split and name."""
+    if "test" in map(_split_name, str(specification.get("split")).split("+")):
+        return True
+    if Path(specification.get("hub", "")).name.casefold() in _TEST_SETS:
         return True
     if "layout" not in specification:
         return False
     return any(
-        any(name in _TEST_FOLDERS for name in names[-2:]) or names[-3:-2] == ["testdataset"]
+        any(name in _TEST_FOLDERS + _TEST_SETS for name in names[-2:]) or names[-3:-2] == ["testdataset"]
         for part in locate_source(specification).parts
         if (names := [name.casefold() for name in part.images.resolve().parts])
     )

@@ -19,7 +19,8 @@ class EpochBatches:
 
     Args:
         weights: of each sample, how often it comes in an epoch, on average. Of samples of one weight all come equally
-            often: with 2.5 each comes twice, and half of them, another half in the next epoch, once more.
+            often: with 2.5 each comes twice, and half of them, another half in the next epoch, once more. At least one
+            comes in every epoch, or all would stay away.
         left_out: indices of samples that are in no batch.
         sizes: in pixels, of which every batch draws one by its place in the epoch, the same on all ranks.
 
@@ -96,8 +97,8 @@ def require_a_batch(samples: int, batch_size: int, ranks: int) -> None:
 
 
 def _parts_of_equal_weight(weights: Sequence[float], left_out: Collection[int]) -> list[tuple[NDArray[np.int64], int]]:
-    """Samples of one weight, and how many of them an epoch takes, for every weight."""
+    """Samples of one weight, and how many of them an epoch takes, at least one, for every weight."""
     kept = np.setdiff1d(np.arange(len(weights)), list(left_out))
     of_kept = np.asarray(weights, np.float64)[kept]
     parts = [(kept[of_kept == weight], weight) for weight in np.unique(of_kept)]
-    return [(members, round(weight * len(members))) for members, weight in parts]
+    return [(members, max(1, round(weight * len(members)))) for members, weight in parts]

@@ -14,9 +14,11 @@ import pytest
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 from PIL import Image
 
+from camox.data.cache import cached
 from camox.data.hub_columns import choose_columns
 from camox.data.huggingface import names_of_files
 from camox.data.loading import TrainSet, train_loader
+from camox.data.resized import read_resized
 from camox.data.sources import open_source, open_sources
 from camox.errors import DataError
 from tests.data.hub_sets import as_dataset, encoded, rows, write_image_folder, write_shards
@@ -93,6 +95,17 @@ def test_a_cache_can_tell_rows_apart_and_when_the_set_changes(tmp_path):
     changed = open_source({"hub": str(folder)})
     assert changed.names != source.names
     assert not set(stamps) & {changed.content(index) for index in range(4)}
+
+
+def test_a_cache_does_not_take_one_part_of_a_split_for_another(tmp_path):
+    folder = write_shards(tmp_path / "set", rows(6))
+    first, second = (open_source({"hub": str(folder), "split": part}) for part in ("train[:50%]", "train[50%:]"))
+    for source in (first, second):
+        kept = cached(source, [32], tmp_path / "kept", 1.0, 0, lambda text: None)
+        for index in range(3):
+            image, mask = read_resized(kept, index, 32)
+            assert np.array_equal(image, read_resized(source, index, 32)[0])
+            assert np.array_equal(mask, read_resized(source, index, 32)[1])
 
 
 # ---- columns

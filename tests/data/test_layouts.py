@@ -12,6 +12,8 @@ CAMO = ["Images/Train", "Images/Test", "GT"]
 SINET = ["TrainDataset/Imgs", "TrainDataset/GT", "TrainDataset/Edge", "TestDataset/CAMO/Imgs", "TestDataset/CAMO/GT"]
 HALVES = ["train/Imgs", "train/GT", "train/Edges", "test/Imgs", "test/GT"]
 PAIR = ["Imgs", "GT"]
+DIVIDED = ["images/train", "images/test", "masks/train", "masks/test"]
+CAMO_DIVIDED = ["Images/Train", "Images/Test", "GT/Train", "GT/Test"]
 
 
 def made(root, folders):
@@ -28,6 +30,8 @@ def made(root, folders):
         (SINET, "sinet", ("TrainDataset/Imgs", "TrainDataset/GT"), ("TestDataset/CAMO/Imgs", "TestDataset/CAMO/GT")),
         (HALVES, "pairs", ("train/Imgs", "train/GT"), ("test/Imgs", "test/GT")),
         (PAIR, "pairs", ("Imgs", "GT"), ("Imgs", "GT")),
+        (DIVIDED, "pairs", ("images/train", "masks/train"), ("images/test", "masks/test")),
+        (CAMO_DIVIDED, "camo", ("Images/Train", "GT/Train"), ("Images/Test", "GT/Test")),
     ],
 )
 @pytest.mark.parametrize("capitals", [str, str.lower, str.upper])
@@ -49,6 +53,13 @@ def test_a_folder_of_images_beside_one_of_masks_is_a_dataset(tmp_path_factory, i
     assert (part.images.name, part.masks.name) == (images, masks)
 
 
+def test_images_beside_a_folder_of_the_other_split_are_the_first_split(tmp_path):
+    (made(tmp_path, ["images/test", "masks/test"]) / "images" / "a.jpg").touch()
+    for split, expected in (("train", "images"), ("test", "images/test")):
+        (part,) = locate(tmp_path, split=split).parts
+        assert part.images == tmp_path / expected
+
+
 def test_the_name_as_written_wins_over_the_same_in_capitals(tmp_path):
     (part,) = locate(made(tmp_path, ["imgs", "Imgs", "gt"])).parts
     assert part.images.name == "imgs"
@@ -68,6 +79,7 @@ def test_every_set_of_a_collection_is_a_part(tmp_path):
     ("folders", "arguments", "message"),
     [
         (["Train/Image", "Train/GT_Object"], ("auto", "test"), 'only a train part: give split = "train"'),
+        (["images/test", "masks/test"], ("auto", "train"), 'only a test part: give split = "test"'),
         (["COD10K-v3/Train/Image", "COD10K-v3/Train/GT_Object"], ("cod10k",), "itself, but .*COD10K-v3 does"),
         (["a/Imgs", "a/GT", "b/Imgs", "b/GT"], (), r"itself, but .*a \(and 1 more\) does: use that path"),
         (CAMO, ("cod10k",), 'expects Train/Image .*it has layout = "camo"'),

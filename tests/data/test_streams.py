@@ -135,6 +135,8 @@ def test_non_camouflaged_images_are_passed_over(tmp_path):
     folder = write_shards(tmp_path / "set", made)
     assert len(set(names(reading(folder), 6))) == 3
     assert len(set(names(reading(folder, non_camouflaged=True), 8))) == 4
+    assert "NonCAM-* are passed over" in reading(folder).remarks[0]
+    assert "NonCAM" not in reading(folder, non_camouflaged=True).remarks[0]
 
 
 # ---- what is wrong

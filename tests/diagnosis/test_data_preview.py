@@ -8,6 +8,7 @@ from camox.cli import main
 from camox.data.loading import TrainSet
 from camox.data.sources import open_training_sources
 from camox.diagnosis import data_preview
+from camox.errors import ExperimentError
 from camox.inference.pictures import outlined
 
 AFFINE = 'data.augment=[{ name = "HorizontalFlip", p = 0.5 }, { name = "RandomBrightnessContrast", p = 1.0 }]'
@@ -92,3 +93,10 @@ def test_what_cannot_be_shown_is_one_message(tiny_experiment, tmp_path, monkeypa
     assert err.count("error: ") == 1
     assert message in err
     assert "Traceback" not in err
+
+
+def test_a_streamed_set_is_told_how_to_be_previewed(tiny_experiment, tmp_path):
+    streamed = 'data.train=[{ hub = "a/b", streaming = true }]'
+    val = 'data.val=[{ synthetic = "habitats", count = 2 }]'
+    with pytest.raises(ExperimentError, match="preview it with streaming = false"):
+        data_preview.preview(tiny_experiment(streamed, val, "data.val_fraction=0.0"), tmp_path / "sheet.png")

@@ -23,6 +23,7 @@ def root(tmp_path, save, monkeypatch):
     """COD10K with both halves, and SINet's collection with two test sets, of two pairs each."""
     monkeypatch.chdir(tmp_path)
     places = [f"COD/{split}/{{}}" for split in ("Train", "Test")]
+    places += ["NC4K/{}"]
     places += [f"all/{place}/{{}}" for place in ("TrainDataset", "TestDataset/CAMO", "TestDataset/NC4K")]
     for place in places:
         images, masks = ("Image", "GT_Object") if place.startswith("COD") else ("Imgs", "GT")
@@ -59,6 +60,8 @@ HABITATS, OTHER = '{ synthetic = "habitats", count = 9 }', '{ synthetic = "habit
         (f"train = [{COD}]\nval = [{ONE_SET}]\ntest = [{SETS}]", "data.test names too"),
         (f"train = [{COD}]\nval = [{ONE_SET}]", "the test part"),
         (f"train = [{COD}]\nval = [{PAIRS}]", "the test part"),
+        (f'train = [{COD}]\nval = [{{ layout = "auto", path = "NC4K" }}]', "a test set"),
+        (f'train = [{COD}]\nval = [{{ hub = "nobg/NC4K", split = "train" }}]', "a test set"),
         (f"train = [{COD}]\nval = [{HABITATS}]\ntest = [{OTHER}]", None),
         (f"train = [{COD}]\nval = [{OTHER}]\ntest = [{OTHER}]", "data.test names too"),
     ],
@@ -83,6 +86,9 @@ def test_a_flag_without_effect_is_told(load):
     experiment = load(f"train = [{COD}]", "[validation]\nselect_on_test = true\n")
     assert "has no effect" in next(selection_warnings(experiment))
     assert selected_on(experiment).startswith("held-out 10%")
+    labelled = load(f"train = [{COD}]\nval = [{OTHER}]", "[validation]\nselect_on_test = true\n")
+    assert "labels every result" in next(selection_warnings(labelled))
+    assert "test images" in selected_on(labelled)
 
 
 @pytest.mark.parametrize("name", ["val", "test"])

@@ -1,6 +1,6 @@
 """Which files a dataset has, paired as the loader pairs them but without giving up at the first that is missing."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,11 +103,3 @@ def _names(entry: Entry) -> list[Finding]:
         if path.suffix != path.suffix.lower():
             findings.append(Finding("suffix_case", path))
     return findings
-
-
-def counted_by_kind(findings: Iterable[Finding]) -> Mapping[str, int]:
-    """How many findings there are of each kind."""
-    counts: dict[str, int] = {}
-    for finding in findings:
-        counts[finding.kind] = counts.get(finding.kind, 0) + 1
-    return counts

@@ -19,8 +19,8 @@ def datasets_at(path: Path) -> tuple[list[Dataset], list[str]]:
         The datasets, and what of the path is not examined, a line each.
 
     Raises:
-        CamoxError: there is nothing at the path, or nothing that is a dataset, or no image in any of them, or a folder
-            cannot be read.
+        CamoxError: there is nothing at the path, or nothing that is a dataset of files, or no image in any of them, or
+            a folder cannot be read.
     """
     try:
         return _datasets_at(path.expanduser())
@@ -37,7 +37,9 @@ def _datasets_at(path: Path) -> tuple[list[Dataset], list[str]]:
         raise DataError(f"{path} is neither a folder nor an experiment: give a dataset's folder or EXPERIMENT.toml")
     else:
         raise DataError(f"{path}: no such file or folder: give a dataset's folder or EXPERIMENT.toml")
-    if datasets and not any(dataset.listing.entries for dataset in datasets):
+    if not datasets:
+        raise DataError(f"{path}: none of its sources are folders of images and masks, so there is nothing to examine")
+    if not any(dataset.listing.entries for dataset in datasets):
         folders = ", ".join(dict.fromkeys(str(part.images) for one in datasets for part in one.located.parts))
         raise DataError(f"no image files in {folders}: correct the path or fill the folder")
     return datasets, notices

@@ -80,10 +80,19 @@ def test_an_experiment_brings_all_of_its_sources(halves, tmp_path, tiny_experime
     ]
 
 
-def test_what_an_experiment_paints_is_not_examined(tmp_path, tiny_experiment, capfd):
+def test_what_an_experiment_paints_is_not_examined(halves, tmp_path, tiny_experiment, capfd):
     tiny_experiment()
+    text = (tmp_path / "tiny.toml").read_text()
+    text = re.sub(r"^(train = .*)", rf'\1\ntest = [{{ layout = "auto", path = "{halves}" }}]', text, flags=re.MULTILINE)
+    (tmp_path / "tiny.toml").write_text(text)
     assert main(["data", "check", str(tmp_path / "tiny.toml")]) == 0
     assert "train: habitats has no files of images and is not examined" in capfd.readouterr().err
+
+
+def test_no_problems_in_nothing_is_no_success(tmp_path, tiny_experiment, capfd):
+    tiny_experiment()
+    assert main(["data", "check", str(tmp_path / "tiny.toml")]) == 2
+    assert "nothing to examine" in capfd.readouterr().err
 
 
 def test_a_folder_of_datasets_is_all_of_them(halves, tmp_path):
