@@ -22,10 +22,10 @@ def wait_for_a_disk() -> None:
 
 
 def meddle(trouble: str) -> None:
-    load = TrainSet._load
+    load = TrainSet.__getitem__
 
-    def troubled(dataset: TrainSet, epoch: int, index: int, size: int) -> Any:
-        if epoch == 1:
+    def troubled(dataset: TrainSet, key: Any) -> Any:
+        if key[0] == 1:  # the epoch
             if reached := os.environ.get("REACHED"):
                 Path(reached).touch()
             if trouble == "raises":
@@ -33,9 +33,9 @@ def meddle(trouble: str) -> None:
             if trouble == "fills":
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
             wait_for_a_disk()
-        return load(dataset, epoch, index, size)
+        return load(dataset, key)
 
-    TrainSet._load = troubled  # type: ignore[method-assign]
+    TrainSet.__getitem__ = troubled  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -74,10 +74,10 @@ def test_an_image_that_shows_nothing_and_one_that_cannot_be_read(run_tiny, clean
     """Incident 2: one file among many."""
     load = TrainSet._load
 
-    def broken(dataset: TrainSet, epoch: int, index: int, size: int) -> Any:
+    def broken(dataset: TrainSet, source: Any, index: int, *rest: int) -> Any:
         if index == 5:
-            dataset.source[len(dataset.source)]  # a file that is not there
-        return load(dataset, epoch, index, size)
+            source[len(source)]  # a file that is not there
+        return load(dataset, source, index, *rest)
 
     def missing(self: Any, index: int) -> Any:
         from camox.errors import DataError
