@@ -79,10 +79,8 @@ def read_header(path: ImageFile) -> Header:
     try:
         with path.open("rb") as file, Image.open(file) as image:
             # Pillow decodes a whole PNG, 3 ms for a mask, to see whether an orientation comes behind the pixels.
-            turned = image.format != "PNG" or not _TURNING.isdisjoint(
-                kind for kind, *_ in _png_chunks(_read_bytes(path))
-            )
-            return Header(image.width, image.height, _orientation(image) if turned else 1)
+            chunks = {kind for kind, *_ in _png_chunks(_read_bytes(path))} if image.format == "PNG" else _TURNING
+            return Header(image.width, image.height, 1 if _TURNING.isdisjoint(chunks) else _orientation(image))
     except (*DAMAGE, Image.DecompressionBombError) as error:
         raise _unreadable(path, error) from error
 
@@ -237,10 +235,8 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     specification, third edition, section 5.)"""
     position = len(_PNG)
     while position + 12 <= len(data):
-        kind, end = (
-            data[position + 4 : position + 8],
-            position + 8 + int.from_bytes(data[position : position + 4], "big"),
-        )
+        kind, length = data[position + 4 : position + 8], int.from_bytes(data[position : position + 4], "big")
+        end = position + 8 + length
         yield kind, position + 4, end
         if kind == b"IEND":
             return

@@ -250,6 +250,17 @@ def test_a_plain_png_mask_is_read_as_pillow_reads_it(tmp_path_factory, seed, hei
         assert np.array_equal(mask, read_mask(path))
 
 
+@pytest.mark.parametrize("orientation", [None, 1, 6])
+def test_the_header_of_a_png_tells_its_orientation_and_decodes_nothing_without_one(tmp_path, monkeypatch, orientation):
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    Image.fromarray(np.zeros((4, 7), np.uint8)).save(tmp_path / "mask.png", exif=exif)
+    if orientation is None:
+        monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", None)
+    assert read_header(tmp_path / "mask.png").upright == ((4, 7) if orientation == 6 else (7, 4))
+
+
 @pytest.mark.parametrize("change", ["mode", "transparency", "orientation", "depth"])
 def test_a_png_whose_pixels_depend_on_more_is_left_to_pillow(tmp_path, change):
     image = Image.fromarray(np.eye(8, dtype=np.uint8) * 255)
