@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -96,7 +97,7 @@ def require_within(samples: int, sizes: Sequence[int], gib: float) -> int:
     if needed > gib * GIB:
         listed = ", ".join(f"{size}²" for size in sorted(set(sizes)))
         raise DataError(
-            f"the cache of {samples} samples at {listed} pixels takes {needed / GIB:.2f} GiB, more than "
+            f"the cache of {samples} samples at {listed} pixels takes {needed / GIB:.3g} GiB, more than "
             f"data.cache_gib = {gib:g}: raise it, or leave data.cache out"
         )
     return needed
@@ -200,6 +201,8 @@ class _ResizedSet(Dataset[Resized | None]):
 
 def _all_resized(samples: Samples, size: int, workers: int) -> Iterator[Resized | None]:
     dataset = _ResizedSet(samples, size)
+    # As of the loaders of training: more workers than cores is the user's choice.
+    warnings.filterwarnings("ignore", message="This DataLoader will create")
     yield from DataLoader(
         dataset,
         batch_size=None,

@@ -198,7 +198,8 @@ def _told(address: HubAddress, error: Exception, offline: bool) -> DataError:
         reason = "HF_HUB_OFFLINE is set" if offline else "the hub cannot be reached"
         return DataError(
             f"{this} is not on this machine, and {reason}: connect to the network, or save the set elsewhere with "
-            f'datasets.load_dataset("{address.hub}").save_to_disk(FOLDER) and give hub = "FOLDER"'
+            f'datasets.load_dataset("{address.hub}").save_to_disk(FOLDER) and give hub = "FOLDER"; '
+            f"if it means a folder, there is none at {Path.cwd() / address.hub}"
         )
     if match := re.match(r"(?:Unknown|Bad) split.*(?:Should be one of|Available splits:) \[(.*)\]", text):
         return DataError(_no_split(address, match[1].replace("'", "").split(", ")))

@@ -169,12 +169,20 @@ def _complaint(root: Path, layout: str, split: str) -> str:
         return f"{root}: holds no dataset itself, but {deeper[0]}{more} does: use that path"
     if layout != "auto" and (found := _look(root, "auto", split)):
         return f'{root}: is not laid out so ({_expectation(layout)}): it has layout = "{found.layout}"'
+    if layout == "auto" and any(path.suffix in (".parquet", ".arrow") for path in _top_files(root)):
+        return f'{root}: holds parquet or arrow files and no images: an experiment reads them by {{ hub = "{root}" }}'
     holds = ", ".join(_shown(root)) or "no folder"
     what = "no known layout of images and masks" if layout == "auto" else f"no {split} part in the layout {layout}"
     return (
         f"{root}: {what}: {_expectation(layout)}; it holds {holds}. "
         'Name the two folders: layout = "folder" with images and masks'
     )
+
+
+def _top_files(root: Path) -> Iterator[Path]:
+    """Files of a folder and of the folders in it."""
+    for folder in (root, *_folders(root)):
+        yield from (child for child in folder.iterdir() if child.is_file())
 
 
 def _shown(root: Path, most: int = 8) -> Iterator[str]:

@@ -15,6 +15,7 @@ from camox.diagnosis.settings import check_average, check_settings
 from camox.diagnosis.subject import Subject, build_subject
 from camox.errors import ExperimentError
 from camox.experiment import Experiment
+from camox.inference.selection import what_held_out
 from camox.tracking.console import Console, duration
 from camox.tracking.jsonl import plain, spell_non_finite
 from camox.training.processes import precision_name, precision_notices
@@ -70,8 +71,9 @@ def _introduce(subject: Subject, console: Console) -> None:
     for text in [*notices, *precision_notices(experiment, accelerator)]:
         console.warning(text)
     parameters = sum(parameter.numel() for parameter in subject.network.parameters()) / 1e6
+    of_validation = f"{len(subject.held_out)} {what_held_out(experiment)}"
     rows: list[tuple[str, object]] = [
-        ("data", f"{len(subject.source)} training, {len(subject.held_out)} held out ({subject.source.label})"),
+        ("data", f"{len(subject.source)} training ({subject.source.label}), {of_validation}"),
         ("model", f"{experiment.model.backbone}, {parameters:.1f} M parameters"),
         ("device", f"{accelerator.device.type}, {precision_name(accelerator)}"),
     ]

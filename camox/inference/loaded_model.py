@@ -118,13 +118,15 @@ def _choose_weights(checkpoint: Checkpoint, weights: Weights, monitor: str) -> t
         return weights, f"{weights} weights, as asked for"
     if not has_ema:
         return "raw", "raw weights: the checkpoint has no EMA"
-    raw = checkpoint.manifest.measures.get(f"val/{monitor}", math.nan)
-    ema = checkpoint.manifest.measures.get(f"val_ema/{monitor}", math.nan)
+    measured = checkpoint.manifest.measures
+    validation = "validation on test images" if measured.get("val/selected_on_test") else "validation"
+    raw = measured.get(f"val/{monitor}", math.nan)
+    ema = measured.get(f"val_ema/{monitor}", math.nan)
     if math.isnan(raw) and math.isnan(ema):
-        return "raw", f"raw weights: neither raw nor EMA has a {monitor} on held-out data"
+        return "raw", f"raw weights: neither raw nor EMA has a {monitor} of a validation"
     chosen = "ema" if is_better(ema, raw, monitor) else "raw"
     names = {"raw": "raw", "ema": "EMA"}
-    return chosen, f"{names[chosen]} weights: {monitor} on held-out data {_score(raw)} raw, {_score(ema)} EMA"
+    return chosen, f"{names[chosen]} weights: {monitor} in {validation} {_score(raw)} raw, {_score(ema)} EMA"
 
 
 def _score(value: float) -> str:

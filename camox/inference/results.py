@@ -14,7 +14,7 @@ from camox.measures.published import MEASURES as PUBLISHED_MEASURES
 from camox.measures.published import published_on, warning
 from camox.measures.rendering import latex, markdown
 from camox.measures.tables import Datasets, protocol_notes, write_json, write_scores, write_text
-from camox.tracking.console import Console
+from camox.tracking.console import Console, counted
 
 _TITLES = {
     "s_measure": "S",
@@ -147,8 +147,8 @@ def _with_half_interval(summary: Mapping[str, Any], measure: str) -> str:
 def _say_empty(name: str, empty: Mapping[str, Any], console: Console) -> None:
     if empty["count"]:
         console.notice(
-            f"{name}: {empty['count']} images without an object; {empty['false_positive_area']:.2%} of their "
-            f"area is called object, some object is seen in {empty['false_positive_rate']:.0%} of them"
+            f"{name}: {counted(empty['count'], 'image')} without an object; {empty['false_positive_area']:.2%} of "
+            f"their area is called object, some object is seen in {empty['false_positive_rate']:.0%} of them"
         )
 
 

@@ -102,6 +102,11 @@ def selection_warnings(experiment: Experiment) -> Iterator[str]:
             yield f"data.{name} names images that data.train names too: scores on them say nothing about others"
 
 
+def what_held_out(experiment: Experiment) -> str:
+    """What the images of validation are, in two words: a part of the training data, or images of their own."""
+    return "to validate on" if experiment.data.val else "held out"
+
+
 def selected_on(experiment: Experiment) -> str:
     """What data the experiment selects checkpoints on, in words."""
     data = experiment.data

@@ -11,7 +11,7 @@ from camox.data.sources import Subset
 from camox.data.streams import Reading
 from camox.experiment import Experiment
 from camox.experiment.schema import MixtureOfExperts
-from camox.inference.selection import selected_on, selection_warnings
+from camox.inference.selection import selected_on, selection_warnings, what_held_out
 from camox.models.camoxpert import CamoXpert
 from camox.tracking.console import Console, counted
 from camox.training.processes import precision_name, precision_notices
@@ -42,7 +42,7 @@ def announce(
     ]
     parameters = sum(parameter.numel() for parameter in network.parameters()) / 1e6
     rows: list[tuple[str, object]] = [
-        ("data", f"{len(train)} training, {len(held_out)} held out ({train.label})"),
+        ("data", f"{len(train)} training ({train.label}), {len(held_out)} {what_held_out(experiment)}"),
         ("selected on", selected_on(experiment)),
         ("model", f"{experiment.model.backbone}, {parameters:.1f} M parameters"),
         ("experts", describe_experts(experiment.model.moe)),

@@ -8,7 +8,7 @@ from camox.data.samples import Source
 from camox.data.sources import Subset, open_sources
 from camox.data.streams import Reading
 from camox.experiment import Experiment
-from camox.inference.selection import selection_warnings
+from camox.inference.selection import selection_warnings, what_held_out
 from camox.models.backbone import pretrained_source
 from camox.models.camoxpert import CamoXpert
 from camox.tracking.console import Console, counted
@@ -59,7 +59,7 @@ def check(experiment: Experiment) -> None:
         console.warning(notice)
     for remark in dict.fromkeys(remark for source in opened for remark in source.remarks):
         console.notice(remark)
-    rows: list[tuple[str, object]] = [("held out", counted(len(held_out), "sample"))]
+    rows: list[tuple[str, object]] = [(what_held_out(experiment), counted(len(held_out), "sample"))]
     for phase in experiment.phases_resolved():
         transforms = [transform.specification() for transform in data.augment]
         TrainSet(train, phase.image_size, transforms, sizes=phase.image_sizes)

@@ -211,7 +211,7 @@ def test_what_a_kill_left_behind_is_removed(photographs):
 
 
 def test_what_is_larger_than_the_limit_is_refused_before_anything_is_made(photographs):
-    with pytest.raises(DataError, match=r"6 samples at 32², 64² pixels takes 0\.00 GiB, more than data\.cache_gib"):
+    with pytest.raises(DataError, match=r"6 samples at 32², 64² pixels takes 0\.000\d+ GiB, more than data\.cache_gib"):
         with_cache(opened(photographs), photographs / "cache", sizes=[64, 32], gib=cache_bytes(6, [64]) / GIB)
     assert not files(photographs / "cache")
 

@@ -304,6 +304,12 @@ def test_an_id_without_network_is_one_message_at_once():
         open_source({"hub": "nobg/COD10K"})
 
 
+def test_a_path_with_a_slip_may_look_like_an_id(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=rf"if it means a folder, there is none at {tmp_path}/data/my_set"):
+        open_source({"hub": "data/my_set"})
+
+
 @pytest.fixture
 def online(monkeypatch):
     """As if HF_HUB_OFFLINE were not set; conftest refuses connections as a machine without network does."""

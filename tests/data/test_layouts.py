@@ -94,6 +94,14 @@ def test_what_is_no_dataset_says_what_to_do(tmp_path, folders, arguments, messag
         locate(made(tmp_path, folders), *arguments)
 
 
+@pytest.mark.parametrize("place", ["train.parquet", "data/train-00000-of-00001.parquet", "data.arrow"])
+def test_a_folder_of_rows_is_a_source_of_another_kind(tmp_path, place):
+    made(tmp_path, ["data"])
+    (tmp_path / place).touch()
+    with pytest.raises(DataError, match=rf'an experiment reads them by \{{ hub = "{tmp_path}" \}}'):
+        locate(tmp_path)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_missing_folder_says_what_is_expected_in_it(tmp_path, layout):
     with pytest.raises(DataError, match=rf"no folder .*nowhere \(layout {layout} expects .*correct the path"):

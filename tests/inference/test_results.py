@@ -62,7 +62,7 @@ def test_published_numbers_are_printed_as_such_and_never_for_other_data(datasets
 def test_images_without_an_object_are_told_apart(datasets):
     stream = io.StringIO()
     report(datasets, {"name": "camox"}, None, Console(stream=stream))
-    assert "1 images without an object; 0.00% of their area is called object" in stream.getvalue()
+    assert "1 image without an object; 0.00% of their area is called object" in stream.getvalue()
 
 
 def test_the_document_is_returned(datasets):

@@ -27,6 +27,8 @@ def test_declared_it_labels_console_metrics_checkpoints_and_scores(tiny_experime
     assert "data.val names images that data.test names too" in printed.err
     assert printed.out.count("selected on ") >= 2
     assert "validation on test images: epoch 1" in printed.out
+    assert "iou in validation on test images" in printed.out
+    assert "held out" not in printed.out.replace("-", " ")
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     validated = [row for row in rows if "val/iou" in row]
     assert validated
@@ -44,3 +46,4 @@ def test_held_out_selection_has_no_such_label(tiny_experiment, capfd):
     assert "selected_on_test" not in rows
     assert "on test images" not in printed.out
     assert "held-out" in printed.out
+    assert "4 held out" in printed.out

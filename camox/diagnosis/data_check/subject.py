@@ -46,14 +46,23 @@ def _datasets_at(path: Path) -> tuple[list[Dataset], list[str]]:
 
 
 def _in_folder(path: Path) -> tuple[list[Dataset], list[str]]:
-    if splits_of(path):
-        return list(_splits(path)), []
-    children = [child for child in sorted(path.iterdir()) if child.is_dir() and not child.name.startswith(".")]
+    datasets = list(_splits(path)) if splits_of(path) else []
+    # What SINet's folders lie beside: a folder of datasets may itself be laid out as a dataset.
+    taken = {folder for one in datasets for part in one.located.parts for folder in (part.images, part.masks)}
+    children = [
+        child
+        for child in sorted(path.iterdir())
+        if child.is_dir()
+        and not child.name.startswith(".")
+        and not any(folder.is_relative_to(child) for folder in taken)
+    ]
     known = [child for child in children if splits_of(child)]
+    if datasets and not known:
+        return datasets, []
     if not known:
         locate(path)  # says what is wrong with it
     notices = [f"{child} is of no known layout and is not examined" for child in children if child not in known]
-    return [dataset for child in known for dataset in _splits(child)], notices
+    return [*datasets, *(dataset for child in known for dataset in _splits(child))], notices
 
 
 def _splits(path: Path) -> Iterator[Dataset]:

@@ -107,6 +107,20 @@ def test_a_folder_of_datasets_is_all_of_them(halves, tmp_path):
     assert [notice.split("/")[-1] for notice in notices] == ["papers is of no known layout and is not examined"]
 
 
+def test_datasets_beside_a_collection_of_test_sets_are_examined_too(halves, tmp_path):
+    Pairs(tmp_path / "Other", clean=3)
+    Pairs(tmp_path / "TestDataset" / "First", clean=2)
+    (tmp_path / "papers").mkdir()
+    datasets, notices = datasets_at(tmp_path)
+    assert [(one.name, one.role, len(one.listing.entries)) for one in datasets] == [
+        (tmp_path.name, "test", 2),
+        ("Other", "", 3),
+        ("Wild", "train", 4),
+        ("Wild", "test", 4),
+    ]
+    assert [notice.split("/")[-1] for notice in notices] == ["papers is of no known layout and is not examined"]
+
+
 def _empty(root):
     for folder in ("Imgs", "GT"):
         (root / "set" / folder).mkdir(parents=True)
