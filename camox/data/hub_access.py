@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from camox.data.layouts import splits_of
 from camox.errors import DataError
 
 if TYPE_CHECKING:
@@ -73,6 +74,10 @@ def load_stream(address: HubAddress) -> "tuple[IterableDataset, int | None, tupl
         return stream, getattr(split, "num_examples", None) or None, notices
 
 
+_OF_A_SET = ("metadata.*", "*.parquet", "*.arrow")
+"""Files of which a folder that is a set of its own has one."""
+
+
 def _require_sense(address: HubAddress) -> None:
     """Everything that can be told without the library."""
     folder = address.folder
@@ -83,6 +88,11 @@ def _require_sense(address: HubAddress) -> None:
         )
     if folder is not None and address.revision is not None:
         raise DataError(f'hub = "{address.hub}" is a folder, which has no revisions: remove revision')
+    if folder is not None and splits_of(folder) and not any(any(folder.rglob(pattern)) for pattern in _OF_A_SET):
+        raise DataError(
+            f'hub = "{address.hub}" is a folder of images beside one of masks: use '
+            f'{{ layout = "auto", path = "{address.hub}" }}'
+        )
     if _is_saved(address) and address.config is not None:
         raise DataError(f'{folder} holds one saved set, without configurations: remove config = "{address.config}"')
 

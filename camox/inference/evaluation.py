@@ -198,6 +198,8 @@ def introduce(loaded: LoadedModel, scored: Sequence[ScoredData], console: Consol
     for one in scored:
         for notice in one.source.notices:
             console.warning(f"{one.name}: {notice}")
+        for remark in one.source.remarks:
+            console.notice(f"{one.name}: {remark}")
         if one.used_for in _NOTES:
             console.warning(f"{one.title}: {_NOTES[one.used_for]}")
 

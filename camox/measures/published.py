@@ -22,10 +22,9 @@ class Published(NamedTuple):
 def published_on(dataset: str) -> Sequence[Published]:
     """Methods with scores on the dataset of that name (COD10K, NC4K or CAMO, in capitals or not, also as
     "COD10K-v3"), best S first; none for other names, and for training images."""
-    match = re.match(r"(cod10k|nc4k|camo)(?:[-_ ]?(?:v3|test))?(?! *\(training)(?: \(|$)", dataset.casefold())
-    if match is None:
+    column = _column(dataset)
+    if column is None:
         return ()
-    column = match[1].upper()
     methods = [
         Published(one["method"], one["backbone"], one["source"], tuple(one[column])) for one in _table()["methods"]
     ]
@@ -35,6 +34,17 @@ def published_on(dataset: str) -> Sequence[Published]:
 def warning() -> str:
     """What has to be said beside published numbers."""
     return str(_table()["note"])
+
+
+def images_of(dataset: str) -> int | None:
+    """How many images the published numbers of a dataset are means over; None where nothing is published."""
+    column = _column(dataset)
+    return None if column is None else int(_table()["images"][column])
+
+
+def _column(dataset: str) -> str | None:
+    match = re.match(r"(cod10k|nc4k|camo)(?:[-_ ]?(?:v3|test))?(?! *\(training)(?: \(|$)", dataset.casefold())
+    return None if match is None else match[1].upper()
 
 
 @cache

@@ -15,7 +15,7 @@ from typing import Any
 from camox.measures.breakdown import OBJECT_SIZES, DatasetScores
 from camox.measures.protocol import ALL_MEASURES
 from camox.measures.published import MEASURES as PUBLISHED_MEASURES
-from camox.measures.published import published_on, warning
+from camox.measures.published import images_of, published_on, warning
 from camox.measures.rendering import MEASURES, TextTable, latex, markdown
 
 Datasets = Mapping[str, DatasetScores]
@@ -160,7 +160,13 @@ def published_table(dataset: str, ours: Mapping[str, Mapping[str, Any]]) -> Iter
     ]
     rows += [[one.method, one.backbone, one.source, *map(_as_published, one.scores)] for one in methods]
     header = ["method", "backbone, size", "source", *PUBLISHED_MEASURES]
-    yield TextTable(f"{dataset}: beside published numbers", header, rows, [warning()], 3)
+    notes = [warning()]
+    if others := {summary["count"] for summary in ours.values()} - {images_of(dataset)}:
+        counts = " and ".join(map(str, sorted(others)))
+        notes.append(
+            f"Published are means over {images_of(dataset)} images, here over {counts}: another set of images."
+        )
+    yield TextTable(f"{dataset}: beside published numbers", header, rows, notes, 3)
 
 
 def _as_published(value: float | None) -> str:

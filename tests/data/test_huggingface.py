@@ -291,6 +291,13 @@ def test_an_empty_folder_is_told(tmp_path):
         open_source({"hub": str(tmp_path / "set")})
 
 
+def test_a_folder_of_images_beside_one_of_masks_is_told_its_layout(tmp_path):
+    for name in ("Imgs", "GT"):
+        (tmp_path / "NC4K" / name).mkdir(parents=True)
+    with pytest.raises(DataError, match=r'use { layout = "auto", path = ".*NC4K" }'):
+        open_source({"hub": str(tmp_path / "NC4K")})
+
+
 def test_what_is_neither_folder_nor_id_is_told_without_the_library():
     with pytest.raises(DataError, match='hub = "COD10K": there is no such folder, and it is no id'):
         open_source({"hub": "COD10K"})

@@ -9,7 +9,7 @@ from camox.measures.breakdown import summarise
 from camox.measures.comparison import compare, comparison_tables, difference_cell
 from camox.measures.evaluator import Evaluator
 from camox.measures.published import MEASURES, published_on, warning
-from camox.measures.tables import finite
+from camox.measures.tables import finite, published_table
 
 
 def scores(noise, count=16, names="image"):
@@ -48,7 +48,7 @@ def test_the_tables_have_every_model_on_every_dataset_and_the_differences():
     assert tables["one: difference from a"].header == ["measure", "b"]
     beside = tables["NC4K: beside published numbers"]
     assert [row[0] for row in beside.rows[:3]] == ["a", "b", "FOCUS-G"]
-    assert beside.notes == [warning()]
+    assert beside.notes == [warning(), "Published are means over 4121 images, here over 16: another set of images."]
     assert "one: beside published numbers" not in tables
 
 
@@ -81,6 +81,11 @@ def test_an_asterisk_says_that_the_interval_leaves_out_zero(value, interval, tex
 )
 def test_published_numbers_are_shown_for_the_fields_sets_alone(name, known):
     assert bool(published_on(name)) is known
+
+
+def test_a_whole_test_set_is_no_other_set_of_images():
+    (table,) = published_table("NC4K", {"ours": {"count": 4121, "s_measure": 0.9, "f_weighted": 0.8, "mae": 0.1}})
+    assert table.notes == [warning()]
 
 
 def test_published_numbers_are_scores():
