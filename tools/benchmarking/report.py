@@ -81,7 +81,7 @@ def markdown_tables(document: Mapping[str, Any]) -> str:
     machine, versions, settings = document["machine"], document["versions"], document["settings"]
     if "megabytes" in settings:
         sizes = f"{settings['megabytes']} MB of weights"
-    elif "backbone" not in settings:
+    elif not settings.keys() & {"backbone", "image_size"}:
         sizes = "each on one core"
     elif "image_size" not in settings:
         sizes = f"state of {settings['backbone']}, width {settings['width']}"
