@@ -89,6 +89,17 @@ def record(request: pytest.FixtureRequest) -> Callable[..., None]:
     return lambda number, title, **seen: write_record(Path(folder), request.node.name, number, title, **seen)
 
 
+@pytest.fixture(scope="session")
+def open_pairs() -> Path:
+    """Folder of openly licensed photographs with masks, and of published maps.
+
+    Each file has a licence of its own, so they are not part of the repository: whoever has them names the folder.
+    """
+    if "CAMOX_OPEN_PAIRS" not in os.environ:
+        pytest.skip("the open pairs are not part of the repository: set CAMOX_OPEN_PAIRS to the folder that holds them")
+    return Path(os.environ["CAMOX_OPEN_PAIRS"])
+
+
 @pytest.fixture
 def tiny_experiment(tmp_path: Path) -> Callable[..., Any]:
     """Makes experiments of the full model class that train in about a second: 2 + 2 steps over two phases."""

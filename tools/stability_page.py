@@ -69,6 +69,7 @@ def _end(seen: Mapping[str, Any]) -> str:
     if "told" in seen:
         return str(seen["told"])
     if seen["error"]:
+        # Such a message is a whole diagnosis, with what to try. A cell holds its beginning, incidents.json all of it.
         return textwrap.shorten(seen["error"], 70, placeholder=" …")
     return f"IoU {seen['iou']:.3f}" + (f" {seen['measured']}" if seen.get("measured") else "")
 

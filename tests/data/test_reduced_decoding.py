@@ -1,6 +1,5 @@
 """JPEGs decoded smaller than they are: never below the size that is asked for, and as good as at full size."""
 
-import os
 from pathlib import Path
 
 import cv2
@@ -49,10 +48,9 @@ def test_resized_it_is_the_full_image_but_for_a_few_grey_levels_and_loses_no_con
     assert reduced.std() > 0.98 * full.std()
 
 
-@pytest.mark.skipif("CAMOX_OPEN_PAIRS" not in os.environ, reason="CAMOX_OPEN_PAIRS names no photographs")
-def test_of_real_photographs_too():
+def test_of_real_photographs_too(open_pairs):
     differences = []
-    for path in sorted(Path(os.environ["CAMOX_OPEN_PAIRS"]).rglob("*.jpg")):
+    for path in sorted(open_pairs.rglob("*.jpg")):
         full = read_image(path)
         size = min(full.shape[:2]) * 2 // 5
         reduced = resize_image(read_image(path, at_least=size), size)

@@ -1,6 +1,4 @@
-import os
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +8,6 @@ from PIL import Image
 
 from camox.data.sources import Subset, held_out_split, open_source, open_sources
 from camox.errors import DataError
-
-OPEN_PAIRS = Path(os.environ.get("CAMOX_OPEN_PAIRS", ""))
 
 
 def write_pairs(root, count=3):
@@ -166,10 +162,9 @@ def test_mask_that_changed_its_size_after_opening_is_named(tmp_path):
         source[1]
 
 
-@pytest.mark.skipif("CAMOX_OPEN_PAIRS" not in os.environ, reason="set CAMOX_OPEN_PAIRS to the folder that holds them")
 @pytest.mark.parametrize("name", ["coco_open", "pets_open", "kvasir_open", "coffee_leaf_open"])
-def test_real_photographs_open(name):
-    root = OPEN_PAIRS / name
+def test_real_photographs_open(open_pairs, name):
+    root = open_pairs / name
     source = open_source({"layout": "folder", "images": str(root / "images"), "masks": str(root / "masks")})
     for i in range(0, len(source), 5):
         sample = source[i]

@@ -1,10 +1,8 @@
 """Protocol "pysod" against pysodmetrics run its own way, and against published values."""
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -105,17 +103,15 @@ def test_a_datasets_summary_equals_the_reference():
     assert {name: summary[name] for name in expected} == pytest.approx(expected, rel=TOLERANCE, abs=TOLERANCE)
 
 
-def published(name):
-    """Folder and expected values of a set of published pairs that is kept outside the repository."""
-    if "CAMOX_OPEN_PAIRS" not in os.environ:
-        pytest.skip(f"no {name}: set CAMOX_OPEN_PAIRS to the folder that holds it")
-    folder = Path(os.environ["CAMOX_OPEN_PAIRS"]) / name
+def published(open_pairs, name):
+    """Folder and expected values of a set of published pairs."""
+    folder = open_pairs / name
     return folder, json.loads((folder / "expected_pysodmetrics_1.6.2.json").read_text())
 
 
 @pytest.mark.parametrize("name", ["pysodmetrics_examples", "metric_reference"])
-def test_published_values_per_image(name):
-    folder, expected = published(name)
+def test_published_values_per_image(open_pairs, name):
+    folder, expected = published(open_pairs, name)
     for file, values in expected["per_image"].items():
         actual = image_measures(read_grey(folder / "preds" / file), read_grey(folder / "masks" / file))
         renamed = {PUBLISHED_NAMES[key]: value for key, value in values.items()}
@@ -123,8 +119,8 @@ def test_published_values_per_image(name):
 
 
 @pytest.mark.parametrize("name", ["pysodmetrics_examples", "metric_reference"])
-def test_published_values_of_the_whole_set(name):
-    folder, expected = published(name)
+def test_published_values_of_the_whole_set(open_pairs, name):
+    folder, expected = published(open_pairs, name)
     summary = score_folder(folder / "preds", folder / "masks", protocol="pysod").summary
     renamed = {PUBLISHED_NAMES[key]: value for key, value in expected["total"].items()}
     assert {key: summary[key] for key in renamed} == pytest.approx(renamed, rel=0, abs=TOLERANCE)

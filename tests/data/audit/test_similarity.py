@@ -1,8 +1,6 @@
 """Copies of photographs are found in spite of what happens to files on their way; other photographs are not."""
 
 import io
-import os
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -42,11 +40,8 @@ COPIES = {
 
 
 @pytest.fixture(scope="module")
-def photographs():
-    root = os.environ.get("CAMOX_OPEN_PAIRS")
-    if root is None:
-        pytest.skip("CAMOX_OPEN_PAIRS names no folder of photographs")
-    files = sorted(Path(root).glob("*_open/images/*"))
+def photographs(open_pairs):
+    files = sorted(open_pairs.glob("*_open/images/*"))
     assert len(files) > 40
     images = [read_image(path) for path in files]
     return [resized(image, min(1.0, 640 / max(image.shape))) for image in images]  # or the test takes 20 s
