@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import (
     GradScalerKwargs,
@@ -18,6 +19,7 @@ from accelerate.utils import (
 
 from camox.errors import CamoxError, ExperimentError
 from camox.experiment import Experiment
+from camox.training.launched import port_taken, require_launched
 from camox.training.rendezvous import init_method
 
 Result = TypeVar("Result")
@@ -33,17 +35,23 @@ def build_accelerator(experiment: Experiment) -> Accelerator:
     one of an epoch.
 
     Raises:
-        ExperimentError: the launcher's number of processes is not what came to be.
+        ExperimentError: the launcher's number of processes is not what came to be, or cannot come to be.
     """
+    require_launched(on_cpu=not _on_gpu())
     precision = experiment.precision
-    accelerator = Accelerator(
-        mixed_precision=_MIXED_PRECISION[choose_precision(precision.dtype)],
-        gradient_accumulation_steps=1,
-        kwargs_handlers=[
-            GradScalerKwargs(init_scale=precision.init_scale, growth_interval=precision.growth_interval),
-            InitProcessGroupKwargs(init_method=init_method(), timeout=patience(experiment)),
-        ],
-    )
+    try:
+        accelerator = Accelerator(
+            mixed_precision=_MIXED_PRECISION[choose_precision(precision.dtype)],
+            gradient_accumulation_steps=1,
+            kwargs_handlers=[
+                GradScalerKwargs(init_scale=precision.init_scale, growth_interval=precision.growth_interval),
+                InitProcessGroupKwargs(init_method=init_method(), timeout=patience(experiment)),
+            ],
+        )
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        raise port_taken(error) from error
     # The launcher's environment variable would override the argument and scale every loss down.
     accelerator.gradient_accumulation_steps = 1
     # What torchrun launched, and what `camox train` asked the launcher for.
