@@ -78,8 +78,29 @@ def test_fewer_processes_than_asked_for_are_an_error(monkeypatch, tiny_experimen
     """On a CPU `camox train … -- --num_processes 2` would quietly be one process, or two runs of the same name."""
     monkeypatch.setattr(processes, "Accelerator", lambda **_: Accelerator(cpu=True))
     assert processes.build_accelerator(tiny_experiment()).num_processes == 1
-    monkeypatch.setenv(variable, "2")
+    place = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for name, value in {variable: "2", **place}.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(ExperimentError, match=r"2 processes were launched but this one sees 1.*cpu_2_processes\.yaml"):
+        processes.build_accelerator(tiny_experiment())
+
+
+def test_a_port_that_is_taken_is_named_and_other_trouble_of_the_network_is_not(monkeypatch, tiny_experiment):
+    def fail(reason):
+        def accelerator(**_):
+            raise torch.distributed.DistNetworkError(f"failed to listen, name: {reason}\nand a stack")
+
+        return accelerator
+
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "29517")
+    monkeypatch.setattr(processes, "Accelerator", fail("EADDRINUSE"))
+    with pytest.raises(
+        ExperimentError, match=r"port 29517 of 127\.0\.0\.1 is taken.*give the launcher another one.*USE\)$"
+    ):
+        processes.build_accelerator(tiny_experiment())
+    monkeypatch.setattr(processes, "Accelerator", fail("ECONNRESET"))
+    with pytest.raises(torch.distributed.DistNetworkError):
         processes.build_accelerator(tiny_experiment())
 
 
