@@ -21,6 +21,7 @@ from camox.errors import CamoxError, ExperimentError
 from camox.experiment import Experiment
 from camox.experiment.experiment import differences
 from camox.training.environment import git_commit
+from camox.training.launched import require_launched
 from camox.training.rendezvous import INIT_METHOD, be_patient, connecting, join_seconds, this_process
 
 Result = TypeVar("Result")
@@ -41,6 +42,7 @@ def build_accelerator(experiment: Experiment) -> Accelerator:
         ExperimentError: the launcher's number of processes is not what came to be, they do not get a connection to each
             other, or were started with different experiments or versions of the code.
     """
+    require_launched(on_cpu=not _on_gpu())
     precision = experiment.precision
     with connecting():
         accelerator = Accelerator(
@@ -61,6 +63,7 @@ def build_accelerator(experiment: Experiment) -> Accelerator:
 
 
 def _require_all(accelerator: Accelerator) -> None:
+    """Raises where fewer processes came to be than were asked for."""
     # What torchrun launched, and what `camox train` asked the launcher for.
     for announced in (os.environ.get("WORLD_SIZE", "1"), os.environ.get("CAMOX_EXPECTED_PROCESSES", "1")):
         if accelerator.num_processes < int(announced):
@@ -75,12 +78,14 @@ def _require_same_experiment(accelerator: Accelerator, experiment: Experiment) -
     belong together. Collective."""
     if accelerator.num_processes == 1:
         return
-    code = {"camox": camox.__version__, "torch": torch.__version__, "git commit": git_commit() or "unknown"}
+    code = {"camox": camox.__version__, "torch": torch.__version__, "git commit": git_commit()}
     everyone = gather_object([(this_process(), experiment.plain(), code)])
     first, settings, versions = everyone[0]
     for other, theirs, their_versions in everyone[1:]:
         changed = [key for key in differences(settings, theirs) if key not in _MAY_DIFFER]
-        changed += [name for name, version in versions.items() if their_versions[name] != version]
+        # Code that was installed knows of no commit.
+        known = [name for name, version in versions.items() if None not in (version, their_versions[name])]
+        changed += [name for name in known if their_versions[name] != versions[name]]
         if changed:
             raise ExperimentError(
                 f"{other} differs from {first} in {', '.join(changed)}: start all processes with the same code, "

@@ -15,6 +15,7 @@ from torch.distributed import DistError, PrefixStore, Store
 from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
 from camox.errors import ExperimentError, PeersMissing
+from camox.training.launched import port_taken
 
 _SCHEME = "camox"
 INIT_METHOD = f"{_SCHEME}://"
@@ -25,7 +26,7 @@ there the processes of before have left their addresses: the new ones would wait
 number of the restart does not tell starts apart, since each machine's launcher counts its own.
 """
 _LIMIT = "CAMOX_JOIN_SECONDS"
-_REMEDY = (
+REMEDY = (
     ": start the same command on every machine, each with its own --machine_rank and with the same --main_process_ip, "
     f"--main_process_port and --num_processes; {_LIMIT} is how long they wait for each other"
 )
@@ -65,7 +66,7 @@ def connecting() -> Iterator[None]:
             raise
         raise _told_once(
             f"the processes have found each other, but {this_process()} gets no connection to the others "
-            f"({_first_line(error)}): let them through the firewall, and name the network interface in "
+            f"({first_line(error)}): let them through the firewall, and name the network interface in "
             "GLOO_SOCKET_IFNAME, with GPUs in NCCL_SOCKET_IFNAME too"
         ) from error
 
@@ -103,7 +104,7 @@ def roll_call(store: Store, rank: int, ranks: int, seconds: float) -> str:
     if rank == 0:
         silent = ", ".join(map(str, _silent(store, ranks, start)))
         late = f"of {ranks} processes, {silent} did not come"
-    raise _told_once(f"{late} within {seconds:g} s{_REMEDY}")
+    raise _told_once(f"{late} within {seconds:g} s{REMEDY}")
 
 
 def _call(store: Store, ranks: int) -> str | None:
@@ -141,10 +142,11 @@ def _meet(url: str, timeout: timedelta, **options: Any) -> Iterator[tuple[Store,
         store, rank, ranks = next(iter(rendezvous("env://", timeout=timedelta(seconds=seconds), **options)))
         start = roll_call(store, rank, ranks, seconds)
     except DistError as error:
+        if "EADDRINUSE" in str(error):
+            raise port_taken(error) from error
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise _told_once(
-            f"{this_process()} could not meet the others at {where} within {seconds:g} s "
-            f"({_first_line(error)}){_REMEDY}"
+            f"{this_process()} could not meet the others at {where} within {seconds:g} s ({first_line(error)}){REMEDY}"
         ) from error
     store.set_timeout(timeout)
     yield PrefixStore(start, store), rank, ranks
@@ -157,7 +159,8 @@ def _told_once(message: str) -> PeersMissing:
     return error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says before its details."""
     return str(error).strip().partition("\n")[0].rstrip(".")
 
 
