@@ -25,6 +25,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 from camox.errors import CamoxError, TrainingPaused
 from camox.experiment import Experiment
+from camox.training.restarts import ended_before, note_end, opened_before
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -40,12 +41,18 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str]) -> int:
     """Runs the experiment; returns the exit code."""
+    code = ended_before()
+    return _told(_attempt(arguments) if code is None else code)
+
+
+def _attempt(arguments: list[str]) -> int:
     try:
         _run(parse(arguments))
     except TrainingPaused as pause:
         if os.environ.get("RANK", "0") == "0":
             sys.stderr.write(f"{pause}\n")
-        return _told(pause.exit_code)
+        note_end(pause.exit_code)
+        return pause.exit_code
     except CamoxError as error:
         if os.environ.get("CAMOX_DEBUG") == "1":
             traceback.print_exc()
@@ -54,11 +61,13 @@ def main(arguments: list[str]) -> int:
             sys.stderr.write(f"error: {error}\n")
         elif error.met_alone:
             sys.stderr.write(f"error on process {rank}: {error}\n")
-        return _told(error.exit_code)
+        if error.is_final:
+            note_end(error.exit_code)
+        return error.exit_code
     except KeyboardInterrupt:
         sys.stderr.write("interrupted: go on from the last checkpoint with --resume auto\n")
-        return _told(130)
-    return _told(0)
+        return 130
+    return 0
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -70,7 +79,7 @@ def _run(options: argparse.Namespace) -> None:
     else:
         from camox.training.trainer import Trainer
 
-        Trainer(experiment, options.resume).run()
+        Trainer(experiment, options.resume or ("auto" if opened_before() else None)).run()
 
 
 def _told(code: int) -> int:

@@ -14,11 +14,13 @@ if __name__ == "__main__" and Path(sys.path[0]).resolve() == Path(__file__).reso
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from accelerate.commands.launch import launch_command
-from torch.distributed import DistNetworkError, DistStoreError
+from torch.distributed import DistError
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous import RendezvousError
 
 from camox.errors import ExperimentError
 from camox.training.launch_options import local_processes, settle
+from camox.training.rendezvous import REMEDY, first_line, join_seconds
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -36,8 +38,8 @@ def main(arguments: Sequence[str]) -> int:
         if not _has_told():
             sys.stderr.write(f"{failure}\n")
         return 1
-    except (DistNetworkError, DistStoreError, ConnectionError) as error:
-        sys.stderr.write(f"error: the machines could not meet at {_meeting(settled)}: {error}\n")
+    except (DistError, RendezvousError, ConnectionError) as error:
+        sys.stderr.write(f"error: {_meeting(settled, error)}\n")
         return 2
     return 0
 
@@ -60,8 +62,10 @@ def _set_environment(processes: int, local: int, on_cpu: bool) -> None:
         os.environ["ACCELERATE_USE_CPU"] = "true"
 
 
-def _meeting(settled: argparse.Namespace) -> str:
-    return f"{settled.main_process_ip or 'this machine'}, port {settled.main_process_port}"
+def _meeting(settled: argparse.Namespace, error: Exception) -> str:
+    machine, port = settled.machine_rank or 0, settled.main_process_port
+    where = f"{settled.main_process_ip or 'this machine'}, port {port}, within {join_seconds():g} s"
+    return f"machine {machine} could not meet the others at {where} ({first_line(error)}){REMEDY}"
 
 
 def _has_told() -> bool:

@@ -14,7 +14,7 @@ from camox.data.loading import EvalSet
 from camox.data.samples import Source
 from camox.data.sources import Subset, open_sources, open_training_sources
 from camox.data.streams import Reading, open_stream
-from camox.errors import CheckpointError, DataError
+from camox.errors import CheckpointError
 from camox.experiment import Experiment
 from camox.inference.loaded_model import load_model
 from camox.inference.selection import require_declared_selection
@@ -27,7 +27,7 @@ from camox.stability.watchdog import Watchdog
 from camox.training.ema import WeightAverage
 from camox.training.optimization import build_optimizer
 from camox.training.phases import TrainingShell
-from camox.training.processes import fail_together
+from camox.training.processes import together
 from camox.training.reporting import Reporter
 from camox.training.run_folder import RunFolder
 from camox.training.run_state import Position, RunState, Stateful, load_into
@@ -50,29 +50,31 @@ def open_data(
         DataError: a source is missing, empty or not what its layout says, or the cache cannot be made.
         ExperimentError: checkpoints would be selected on test images, and the experiment does not say that they may.
     """
+    if accelerator is None:
+        return _open_data(experiment, rank=0, ranks=1)
+    # A machine that lacks the data would leave the others waiting for it.
+    train, held_out = together(lambda: _open_data(experiment, accelerator.process_index, accelerator.num_processes))
+    data = experiment.data
+    if not data.cache or isinstance(train, Reading):
+        return train, held_out
+    whole, folder = train, Path(data.cache).expanduser()
+    sizes = [size for phase in experiment.phases_resolved() for size in phase.image_sizes]
+    return together(lambda: cached(whole, sizes, folder, data.cache_gib, data.workers, tell)), held_out
+
+
+def _open_data(experiment: Experiment, rank: int, ranks: int) -> tuple[Source | Subset | Reading, Source | Subset]:
     require_declared_selection(experiment)
     data = experiment.data
     if data.is_streamed:
         (streamed,) = data.train
-        rank = {} if accelerator is None else {"rank": accelerator.process_index, "ranks": accelerator.num_processes}
-        reading = Reading(open_stream(streamed.plain()), experiment.experiment.seed, **rank)
+        reading = Reading(open_stream(streamed.plain()), experiment.experiment.seed, rank=rank, ranks=ranks)
         return reading, open_sources([source.plain() for source in data.val])
-    train, held_out = open_training_sources(
+    return open_training_sources(
         [source.plain() for source in data.train],
         [source.plain() for source in data.val],
         data.val_fraction,
         experiment.experiment.seed,
     )
-    if not data.cache or accelerator is None:
-        return train, held_out
-    sizes = [size for phase in experiment.phases_resolved() for size in phase.image_sizes]
-    failure = None
-    try:
-        train = cached(train, sizes, Path(data.cache).expanduser(), data.cache_gib, data.workers, tell)
-    except DataError as error:
-        failure = error
-    fail_together(failure)
-    return train, held_out
 
 
 def require_test_data(experiment: Experiment) -> None:

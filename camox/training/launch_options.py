@@ -15,6 +15,7 @@ from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DistributedType
 
 from camox.errors import ExperimentError
+from camox.training.rendezvous import join_seconds
 
 DEFAULT_PORT = 29500
 _SPLIT = {"use_deepspeed": "DeepSpeed", "use_fsdp": "FSDP", "use_megatron_lm": "Megatron-LM", "tpu": "TPU"}
@@ -191,6 +192,9 @@ def _settle_machines(asked: argparse.Namespace, file: ClusterConfig | None) -> N
         ) from error
     if asked.main_process_port == 0:
         raise ExperimentError("--main_process_port 0: several machines need one that all of them know, such as 29500")
+    # The launcher's own limit is ten minutes. It has another name for each way to meet.
+    limit = max(1, round(join_seconds()))
+    asked.rdzv_conf = asked.rdzv_conf or f"timeout={limit},join_timeout={limit}"
 
 
 def _require_port(asked: argparse.Namespace) -> None:

@@ -47,7 +47,7 @@ def require_launched(on_cpu: bool) -> None:
         )
 
 
-def port_taken(error: dist.DistNetworkError) -> ExperimentError:
+def port_taken(error: dist.DistError) -> ExperimentError:
     """What to tell where the process group could not listen on its port."""
     return ExperimentError(
         f"port {os.environ.get('MASTER_PORT')} of {os.environ.get('MASTER_ADDR')} is taken, perhaps by another run: "
