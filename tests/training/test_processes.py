@@ -85,25 +85,6 @@ def test_fewer_processes_than_asked_for_are_an_error(monkeypatch, tiny_experimen
         processes.build_accelerator(tiny_experiment())
 
 
-def test_a_port_that_is_taken_is_named_and_other_trouble_of_the_network_is_not(monkeypatch, tiny_experiment):
-    def fail(reason):
-        def accelerator(**_):
-            raise torch.distributed.DistNetworkError(f"failed to listen, name: {reason}\nand a stack")
-
-        return accelerator
-
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setenv("MASTER_PORT", "29517")
-    monkeypatch.setattr(processes, "Accelerator", fail("EADDRINUSE"))
-    with pytest.raises(
-        ExperimentError, match=r"port 29517 of 127\.0\.0\.1 is taken.*give the launcher another one.*USE\)$"
-    ):
-        processes.build_accelerator(tiny_experiment())
-    monkeypatch.setattr(processes, "Accelerator", fail("ECONNRESET"))
-    with pytest.raises(torch.distributed.DistNetworkError):
-        processes.build_accelerator(tiny_experiment())
-
-
 def test_once_gives_the_result_or_the_error_itself():
     accelerator = Accelerator(cpu=True)
     assert once(accelerator, lambda: 42) == 42
