@@ -84,15 +84,9 @@ def test_what_is_missing_is_said(cluster, monkeypatch, arguments, missing):
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_a_run_out_of_time_is_requeued_and_goes_on(cluster, tiny_experiment):
-    experiment = tiny_experiment("phases.full.epochs=40")
-    command = [
-        "bash",
-        str(SCRIPT),
-        str(cluster / "tiny.toml"),
-        "phases.full.epochs=40",
-        "--output",
-        str(cluster / "runs"),
-    ]
+    longer = ["phases.full.epochs=19", "validation.every_epochs=10"]
+    experiment = tiny_experiment(*longer)
+    command = ["bash", str(SCRIPT), str(cluster / "tiny.toml"), *longer, "--output", str(cluster / "runs")]
     metrics = experiment.run_folder / "metrics.jsonl"
 
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as job:
