@@ -48,17 +48,12 @@ def main(arguments: list[str]) -> int:
 def _attempt(arguments: list[str]) -> int:
     try:
         _run(parse(arguments))
-    except TrainingPaused as pause:
-        if os.environ.get("RANK", "0") == "0":
-            sys.stderr.write(f"{pause}\n")
-        note_end(pause.exit_code)
-        return pause.exit_code
     except CamoxError as error:
-        if os.environ.get("CAMOX_DEBUG") == "1":
+        paused, rank = isinstance(error, TrainingPaused), os.environ.get("RANK", "0")
+        if os.environ.get("CAMOX_DEBUG") == "1" and not paused:
             traceback.print_exc()
-        rank = os.environ.get("RANK", "0")
         if rank == "0":
-            sys.stderr.write(f"error: {error}\n")
+            sys.stderr.write(f"{error}\n" if paused else f"error: {error}\n")
         elif error.met_alone:
             sys.stderr.write(f"error on process {rank}: {error}\n")
         if error.is_final:

@@ -42,7 +42,6 @@ from camox.training.phases import begins_stage, controls_at, frozen_stages, phas
 from camox.training.processes import Result, build_accelerator, once, patience, share_buffers, together
 from camox.training.replay import Attempted, Replays
 from camox.training.reporting import Reporter
-from camox.training.restarts import note_opened
 from camox.training.routing import RoutingWatch
 from camox.training.run_folder import RunFolder, outcome
 from camox.training.run_state import (
@@ -55,7 +54,7 @@ from camox.training.run_state import (
     other_ranks_notice,
 )
 from camox.training.schedule import Plateau, warmup_factor
-from camox.training.sharing import require_shared
+from camox.training.sharing import open_for_all, require_shared
 from camox.training.step import Controls
 from camox.training.stream_batches import Batches
 from camox.training.telemetry import Clock, Scores, reference_scales, score_values
@@ -93,8 +92,7 @@ class Trainer:
     def run(self) -> None:
         """Trains from the first epoch, or from the checkpoint to resume, to the last."""
         with self.requests:
-            checkpoint = once(self.accelerator, lambda: self.folder.open(self.experiment, self.resume))
-            note_opened()
+            checkpoint = open_for_all(self.accelerator, self.folder, self.experiment, self.resume)
             try:
                 require_shared(self.accelerator, self.folder.path)
                 self._build()
