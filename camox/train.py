@@ -25,7 +25,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 from camox.errors import CamoxError, TrainingPaused
 from camox.experiment import Experiment
-from camox.training.restarts import ended_before, note_end, opened_before
+from camox.training.restarts import ended_before, note_end, resume_from
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -74,7 +74,7 @@ def _run(options: argparse.Namespace) -> None:
     else:
         from camox.training.trainer import Trainer
 
-        Trainer(experiment, options.resume or ("auto" if opened_before() else None)).run()
+        Trainer(experiment, resume_from(options.resume, experiment.run_folder)).run()
 
 
 def _told(code: int) -> int:

@@ -1,4 +1,4 @@
-"""The run folder of several processes: opened by the main one, and seen by all."""
+"""Makes sure that all machines of a run see one run folder."""
 
 import time
 import uuid
@@ -7,23 +7,11 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from camox.errors import ExperimentError
-from camox.experiment import Experiment
 from camox.training.processes import once, together
 from camox.training.rendezvous import this_process
-from camox.training.restarts import note_opened
-from camox.training.run_folder import RunFolder
 
 # What another machine has just written may take a network's file system that long to show.
 _PATIENCE = 60.0
-
-
-def open_for_all(
-    accelerator: Accelerator, folder: RunFolder, experiment: Experiment, resume: str | None
-) -> Path | None:
-    """Opens the folder on the main process; gives all what `RunFolder.open` gives or raises. Collective."""
-    checkpoint = once(accelerator, lambda: folder.open(experiment, resume))
-    note_opened()
-    return checkpoint
 
 
 def require_shared(accelerator: Accelerator, folder: Path) -> None:
