@@ -4,6 +4,7 @@ A program of its own: Accelerate's parser brings torch along, which whoever wait
 """
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -31,10 +32,11 @@ def main(arguments: Sequence[str]) -> int:
     except ExperimentError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
+    # Processes that ended by themselves have said why; of one that was killed only the launcher knows.
+    logging.getLogger("torch.distributed.elastic.multiprocessing.api").addFilter(lambda _: not _has_told())
     try:
         launch_command(settled)
     except ChildFailedError as failure:
-        # Processes that ended by themselves have said why; of one that was killed only the launcher knows.
         if not _has_told():
             sys.stderr.write(f"{failure}\n")
         return 1
