@@ -25,7 +25,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 from camox.errors import CamoxError, TrainingPaused
 from camox.experiment import Experiment
-from camox.training.restarts import ended_before, note_end, opened_before
+from camox.training.restarts import ended_before, note_end, resume_from
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -48,17 +48,12 @@ def main(arguments: list[str]) -> int:
 def _attempt(arguments: list[str]) -> int:
     try:
         _run(parse(arguments))
-    except TrainingPaused as pause:
-        if os.environ.get("RANK", "0") == "0":
-            sys.stderr.write(f"{pause}\n")
-        note_end(pause.exit_code)
-        return pause.exit_code
     except CamoxError as error:
-        if os.environ.get("CAMOX_DEBUG") == "1":
+        paused, rank = isinstance(error, TrainingPaused), os.environ.get("RANK", "0")
+        if os.environ.get("CAMOX_DEBUG") == "1" and not paused:
             traceback.print_exc()
-        rank = os.environ.get("RANK", "0")
         if rank == "0":
-            sys.stderr.write(f"error: {error}\n")
+            sys.stderr.write(f"{error}\n" if paused else f"error: {error}\n")
         elif error.met_alone:
             sys.stderr.write(f"error on process {rank}: {error}\n")
         if error.is_final:
@@ -79,7 +74,7 @@ def _run(options: argparse.Namespace) -> None:
     else:
         from camox.training.trainer import Trainer
 
-        Trainer(experiment, options.resume or ("auto" if opened_before() else None)).run()
+        Trainer(experiment, resume_from(options.resume, experiment.run_folder)).run()
 
 
 def _told(code: int) -> int:

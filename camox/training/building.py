@@ -43,7 +43,8 @@ def open_data(
 
     Args:
         accelerator: of the processes that train, where training samples are to come from the experiment's cache, if it
-            has one; collective then. Of a streamed set it tells which part is this process's; without, it has all.
+            has one, and test sources must be there too; collective then. Of a streamed set it tells which part is this
+            process's; without, it has all.
         tell: is called with what a person should know while a cache is made.
 
     Raises:
@@ -52,8 +53,14 @@ def open_data(
     """
     if accelerator is None:
         return _open_data(experiment, rank=0, ranks=1)
+
+    def opened() -> tuple[Source | Subset | Reading, Source | Subset]:
+        sources = _open_data(experiment, accelerator.process_index, accelerator.num_processes)
+        _require_test_data(experiment)
+        return sources
+
     # A machine that lacks the data would leave the others waiting for it.
-    train, held_out = together(lambda: _open_data(experiment, accelerator.process_index, accelerator.num_processes))
+    train, held_out = together(opened)
     data = experiment.data
     if not data.cache or isinstance(train, Reading):
         return train, held_out
@@ -77,7 +84,7 @@ def _open_data(experiment: Experiment, rank: int, ranks: int) -> tuple[Source | 
     )
 
 
-def require_test_data(experiment: Experiment) -> None:
+def _require_test_data(experiment: Experiment) -> None:
     """Opens the experiment's test sources, to find a wrong path now and not after 200 epochs.
 
     Raises:

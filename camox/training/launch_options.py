@@ -192,9 +192,9 @@ def _settle_machines(asked: argparse.Namespace, file: ClusterConfig | None) -> N
         ) from error
     if asked.main_process_port == 0:
         raise ExperimentError("--main_process_port 0: several machines need one that all of them know, such as 29500")
-    # The launcher's own limit is ten minutes. It has another name for each way to meet.
+    # The launcher's own limits are ten minutes, and one for connecting. They have other names for each way to meet.
     limit = max(1, round(join_seconds()))
-    asked.rdzv_conf = asked.rdzv_conf or f"timeout={limit},join_timeout={limit}"
+    asked.rdzv_conf = asked.rdzv_conf or f"timeout={limit},join_timeout={limit},read_timeout={limit}"
 
 
 def _require_port(asked: argparse.Namespace) -> None:

@@ -7,18 +7,25 @@ number of the restart would not do: a launcher that joins the restart of another
 import os
 from pathlib import Path
 
-_OPENED, _ENDED = "camox_opened", "camox_ended"
+_BEGUN, _ENDED = "camox_begun", "camox_ended"
 
 
-def note_opened() -> None:
-    """Notes that this launch has opened its run: what is in the run's folder from now on is its own."""
-    _note(_OPENED)
+def note_begun() -> None:
+    """Notes that this launch has begun to train: what is in the run's folder is its own from now on."""
+    _note(_BEGUN)
 
 
-def opened_before() -> bool:
-    """Whether earlier processes of this launch have opened the run: those that follow are to go on with it."""
+def resume_from(asked: str | None, run: Path) -> str | None:
+    """What to resume from, where `asked` is what --resume says.
+
+    Where earlier processes of this launch have begun to train the run goes on, though nobody asked for that, and from
+    their newest checkpoint, not again from where they began.
+    """
+    from camox.checkpoints.store import list_checkpoints  # brings torch along, which a mistake need not wait for
+
     folder = _launch_folder()
-    return folder is not None and (folder / _OPENED).exists()
+    has_begun = folder is not None and (folder / _BEGUN).exists()
+    return "auto" if has_begun and (asked is None or list_checkpoints(run)) else asked
 
 
 def note_end(code: int) -> None:

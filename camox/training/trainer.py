@@ -33,7 +33,6 @@ from camox.training.building import (
     build_validator,
     build_watchdog,
     open_data,
-    require_test_data,
     wrap_for_training,
 )
 from camox.training.interruption import SAVE, STOP, TROUBLE, Interrupted, Requests
@@ -42,7 +41,7 @@ from camox.training.phases import begins_stage, controls_at, frozen_stages, phas
 from camox.training.processes import Result, build_accelerator, once, patience, share_buffers, together
 from camox.training.replay import Attempted, Replays
 from camox.training.reporting import Reporter
-from camox.training.restarts import note_opened
+from camox.training.restarts import note_begun
 from camox.training.routing import RoutingWatch
 from camox.training.run_folder import RunFolder, outcome
 from camox.training.run_state import (
@@ -94,7 +93,6 @@ class Trainer:
         """Trains from the first epoch, or from the checkpoint to resume, to the last."""
         with self.requests:
             checkpoint = once(self.accelerator, lambda: self.folder.open(self.experiment, self.resume))
-            note_opened()
             try:
                 require_shared(self.accelerator, self.folder.path)
                 self._build()
@@ -130,7 +128,6 @@ class Trainer:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
             torch.use_deterministic_algorithms(True, warn_only=True)
         self.train_source, self.held_out = open_data(experiment, accelerator, self.console.notice)
-        together(lambda: require_test_data(experiment))
         self.network = together(lambda: build_network(experiment, accelerator.device))
         self.training_step = build_training_step(experiment, accelerator, self.network)
         self.optimizer, self.average = self.training_step.optimizer, self.training_step.average
@@ -148,6 +145,7 @@ class Trainer:
         torch.manual_seed(settings.seed + accelerator.process_index)
 
     def _introduce(self) -> None:
+        note_begun()
         data = self.train_source, self.held_out
         announce(self.console, self.experiment, self.accelerator, self.network, *data, self.at)
         self.reporter.open(self.experiment, self.at)

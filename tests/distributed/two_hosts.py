@@ -5,49 +5,111 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
-PORT = "29777"
+PORT = 29777
+# Of both hosts; a folder that is to be empty on this one; then the command.
+_ENTER = """
+hostname "$1" && mount --bind "$2" /etc/hosts || exit 99
+if [ -n "$3" ]; then mount -t tmpfs none "$3" || exit 99; fi
+shift 3; exec "$@"
+"""
+
+
+class Job:
+    """A command that runs on a host. What it writes is kept in a file."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log: Path):
+        self.process = process
+        self._log = log
+
+    @property
+    def text(self) -> str:
+        """What it has written so far, stdout and stderr together."""
+        return self._log.read_text(errors="replace")
+
+    def end(self, timeout: float) -> int:
+        """Waits for its end and gives its exit code."""
+        return self.process.wait(timeout)
+
+    def trainers(self) -> list[psutil.Process]:
+        """Its descendants that train: those that a launcher has started."""
+        below = psutil.Process(self.process.pid).children(recursive=True)
+        return [child for child in below if "LOCAL_RANK" in child.environ() and child.ppid() != os.getpid()]
 
 
 class Host:
     """One of the two, with a name that both resolve."""
 
-    def __init__(self, number: int, names: Path):
+    def __init__(self, number: int, folder: Path):
         self.number = number
         self.name = f"camox-{'ab'[number]}"
         self.address = f"10.77.0.{number + 1}"
         self.namespace = f"{self.name}-{os.getpid()}"
         self.interface = f"cx{number}-{os.getpid()}"  # 15 characters at most
-        self._names = names
+        self._folder = folder
+        self._jobs: list[Job] = []
 
-    def start(self, *command: str, **environment: str) -> subprocess.Popen[str]:
-        """Starts a command there, in a process group of its own; stdout and stderr come together."""
-        inside = 'hostname "$1" && mount --bind "$2" /etc/hosts && shift 2 && exec "$@"'
-        line = ["ip", "netns", "exec", self.namespace, "unshare", "--uts", "--mount"]
-        line += ["sh", "-c", inside, "sh", self.name, str(self._names), *command]
+    def start(self, *command: str, own: Path | None = None, **environment: str) -> Job:
+        """Starts a command there.
+
+        Args:
+            own: a folder that is empty there at first, and whose content no other host sees.
+            environment: variables, besides those of this process.
+        """
+        cores = sorted(os.sched_getaffinity(0))
+        # Its half of them, as each of two processes on one machine has: the number of threads decides on bits.
+        ours = cores[self.number * (len(cores) // 2) :][: max(1, len(cores) // 2)]
+        line = [
+            "taskset",
+            "--cpu-list",
+            ",".join(map(str, ours)),
+            "ip",
+            "netns",
+            "exec",
+            self.namespace,
+            "unshare",
+            "--uts",
+            "--mount",
+        ]
+        line += ["sh", "-c", _ENTER, "sh", self.name, str(self._folder / "hosts"), str(own or ""), *command]
         settings = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        return subprocess.Popen(
-            line,
-            env={**os.environ, **settings, **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            cwd=ROOT,
-            start_new_session=True,
-        )
+        log = self._folder / f"{self.name}-{len(self._jobs)}.log"
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                line, env={**os.environ, **settings, **environment}, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT
+            )
+        self._jobs.append(Job(process, log))
+        return self._jobs[-1]
+
+    def launch(self, *options: str, own: Path | None = None, **environment: str) -> Job:
+        """Starts `accelerate launch` of one process here and one on the other host; `options` are its last ones, the
+        script, and the script's arguments."""
+        machines = ["--num_machines", "2", "--num_processes", "2", "--machine_rank", str(self.number)]
+        meeting = ["--main_process_ip", "camox-a", "--main_process_port", str(PORT)]
+        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", *machines, *meeting]
+        return self.start(*launcher, *options, own=own, **environment)
+
+    def leave(self) -> None:
+        """Ends all that runs there."""
+        pids = subprocess.run(["ip", "netns", "pids", self.namespace], capture_output=True, text=True, check=False)
+        for pid in pids.stdout.split():
+            os.kill(int(pid), signal.SIGKILL)
+        for job in self._jobs:
+            job.process.wait()
+        subprocess.run(["ip", "netns", "delete", self.namespace], capture_output=True, check=False)
 
 
 class Hosts:
     """Both, and the cable between them."""
 
-    def __init__(self, names: Path):
-        self.both = (Host(0, names), Host(1, names))
+    def __init__(self, folder: Path):
+        self.both = (Host(0, folder), Host(1, folder))
 
     def cut(self) -> None:
         """From now on nothing arrives, and nobody is told: frames go to an address that no interface has."""
@@ -64,29 +126,29 @@ def unavailable() -> str | None:
     with tempfile.TemporaryDirectory() as folder:
         try:
             with two_hosts(Path(folder)) as hosts:
-                for host in hosts.both:
-                    with host.start("true") as process:
-                        said = process.communicate(timeout=30)[0]
-                    if process.returncode != 0:
-                        return f"no hosts of their own here: {said.strip()}"
+                jobs = [host.start("true", own=Path(folder)) for host in hosts.both]
+                if any(job.end(timeout=30) for job in jobs):
+                    return f"no hosts of their own on this machine: {jobs[0].text.strip()}"
                 hosts.cut()
-        except (OSError, subprocess.SubprocessError) as error:
-            return f"no network namespaces here: {getattr(error, 'stderr', None) or error}".strip()
+        except subprocess.CalledProcessError as error:
+            return f"no network namespaces on this machine: {error.stderr.strip()}"
+        except OSError as error:
+            return f"no network namespaces on this machine: {error}"
     return None
 
 
 @contextmanager
 def two_hosts(folder: Path) -> Iterator[Hosts]:
     """Makes them, and takes them away again with all that runs there."""
-    names = folder / "hosts"
-    hosts = Hosts(names)
-    names.write_text("127.0.0.1 localhost\n" + "".join(f"{host.address} {host.name}\n" for host in hosts.both))
+    hosts = Hosts(folder)
+    names = "".join(f"{host.address} {host.name}\n" for host in hosts.both)
+    (folder / "hosts").write_text(f"127.0.0.1 localhost\n{names}")
     one, other = hosts.both
     try:
         for host in hosts.both:
             _ip("netns", "add", host.namespace)
-        _ip("link", "add", one.interface, "netns", one.namespace, "type", "veth",
-            "peer", "name", other.interface, "netns", other.namespace)  # fmt: skip
+        cable = ["link", "add", one.interface, "netns", one.namespace, "type", "veth"]
+        _ip(*cable, "peer", "name", other.interface, "netns", other.namespace)
         for host in hosts.both:
             _ip("-n", host.namespace, "address", "add", f"{host.address}/24", "dev", host.interface)
             for interface in ("lo", host.interface):
@@ -94,28 +156,7 @@ def two_hosts(folder: Path) -> Iterator[Hosts]:
         yield hosts
     finally:
         for host in hosts.both:
-            pids = subprocess.run(["ip", "netns", "pids", host.namespace], capture_output=True, text=True, check=False)
-            for pid in pids.stdout.split():
-                os.kill(int(pid), signal.SIGKILL)
-            subprocess.run(["ip", "netns", "delete", host.namespace], capture_output=True, check=False)
-
-
-def launch_line(host: Host, *options: str) -> list[str]:
-    """`accelerate launch` of one process on each of the two, as machine `host.number`."""
-    return [
-        sys.executable, "-m", "accelerate.commands.launch",
-        "--multi_gpu", "--num_machines", "2", "--num_processes", "2", "--machine_rank", str(host.number),
-        "--main_process_ip", "camox-a", "--main_process_port", PORT, *options,
-    ]  # fmt: skip
-
-
-def workers(launcher: subprocess.Popen[str]) -> Sequence[psutil.Process]:
-    """The processes that the launcher has started to train."""
-    return [
-        child
-        for child in psutil.Process(launcher.pid).children()
-        if "accelerate.commands.launch" not in child.cmdline()
-    ]
+            host.leave()
 
 
 def _neighbour(action: str, host: Host, peer: Host) -> list[str]:
