@@ -224,7 +224,7 @@ class Trainer:
             self.watchdog.beat("loading data")
             with clock.waiting():
                 loaded = self._window(batches, phase.accumulate)
-                window = [batch.to(self.accelerator.device, non_blocking=True) for batch in loaded]
+                window = self._to_device(loaded)
             clock.images += sum(len(batch.weights) for batch in loaded)
             self.watch.began(at.step + 1, list(chain(*(batch.indices.tolist() for batch in loaded))))
             self.replays.note(Attempted.of(at.step + 1, at.epoch, loaded, controls))
@@ -270,6 +270,9 @@ class Trainer:
         for batch in window:
             self.watch.met(batch.problems)
         return window
+
+    def _to_device(self, window: list[TrainBatch]) -> list[TrainBatch]:
+        return [batch.to(self.accelerator.device, non_blocking=True) for batch in window]
 
     def _values(self, phase: ResolvedPhase, controls: Controls, position: float, clock: Clock) -> dict[str, Any]:
         """Reads the meters of the interval that ends here; between logged steps nothing waits for the device."""
