@@ -118,7 +118,7 @@ def break_down(events: Sequence[Mapping[str, Any]], logged_share: float = 1.0) -
     for label, cost in costs.items():
         factor = logged_share if part_of(label) == LOGGING else 1.0
         breakdown.labels[label] = _scaled(cost, factor / len(steps))
-    operators = _operators(inside, thread)
+    operators = _operators(inside)
     breakdown.operators = {name: _scaled(cost, 1 / len(steps)) for name, cost in operators.items()}
     return breakdown
 
@@ -145,8 +145,8 @@ def segments(spans: Iterable[Span]) -> list[Span]:
 
     for span in sorted(spans, key=lambda span: (span.start, -span.end)):
         advance(span.start)
-        end = min(span.end, open_spans[-1].end) if open_spans else span.end
-        open_spans.append(span._replace(end=end))
+        reaches_out = bool(open_spans) and span.end > open_spans[-1].end
+        open_spans.append(span._replace(end=open_spans[-1].end) if reaches_out else span)
     advance(float("inf"))
     return found
 
@@ -173,7 +173,7 @@ class _Timeline:
 
 def _within(start: float, end: float, spans: Iterable[Span]) -> list[Span]:
     """Spans cut off at both ends, and one that holds them all."""
-    cut = (span._replace(start=max(span.start, start), end=min(span.end, end)) for span in spans)
+    cut = (Span(max(span.start, start), min(span.end, end), span.label, span.backward) for span in spans)
     return [Span(start, end, BETWEEN), *(span for span in cut if span.start < span.end)]
 
 
@@ -242,11 +242,7 @@ def _add_device(
     end: float,
 ) -> None:
     """Adds the time of kernels to the parts that launched them, and idle time to where the host was meanwhile."""
-    launches = {
-        event["args"]["correlation"]: event
-        for event in events
-        if event.get("cat") in _RUNTIME and "correlation" in event.get("args", {})
-    }
+    launches = _launches(events)
 
     def where(event: Mapping[str, Any] | None) -> Span | None:
         if event is None:
@@ -259,7 +255,7 @@ def _add_device(
     work = []
     for event in events:
         if event.get("cat") in _ON_GPU:
-            place = where(launches.get(event.get("args", {}).get("correlation")))
+            place = where(launches.get(_correlation(event)))
             label, backward = (place.label, place.backward) if place is not None else (BETWEEN, False)
             label = REDUCTION if "nccl" in event["name"].lower() else label
             costs[label].kernels += 1
@@ -279,7 +275,12 @@ def _add_device(
         costs[gap.label].idle += gap.end - gap.start
 
 
-def _operators(events: Sequence[Mapping[str, Any]], thread: Any) -> dict[str, Cost]:
+def _launches(events: Iterable[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
+    """What the host called to start a kernel, by the number that both events have."""
+    return {_correlation(event): event for event in events if event.get("cat") in _RUNTIME}
+
+
+def _operators(events: Sequence[Mapping[str, Any]]) -> dict[str, Cost]:
     """Own time of each operator in all threads that call any, and of the kernels that it launches itself."""
     costs: dict[str, Cost] = defaultdict(Cost)
     by_thread: dict[Any, list[Span]] = defaultdict(list)
@@ -291,18 +292,13 @@ def _operators(events: Sequence[Mapping[str, Any]], thread: Any) -> dict[str, Co
     for timeline in timelines.values():
         for span in timeline.spans:
             costs[span.label].host += span.end - span.start
-    launched = {
-        event["args"]["correlation"]: span.label
-        for event in events
-        if event.get("cat") in _RUNTIME
-        and "correlation" in event.get("args", {})
-        and event["tid"] in timelines
-        and (span := timelines[event["tid"]].at(event["ts"])) is not None
-    }
+    launches = _launches(events)
     for event in events:
-        if event.get("cat") in _ON_GPU and (name := launched.get(event.get("args", {}).get("correlation"))):
-            costs[name].device += event["dur"]
-            costs[name].kernels += 1
+        if event.get("cat") not in _ON_GPU or (launch := launches.get(_correlation(event))) is None:
+            continue
+        if launch["tid"] in timelines and (place := timelines[launch["tid"]].at(launch["ts"])) is not None:
+            costs[place.label].device += event["dur"]
+            costs[place.label].kernels += 1
     return costs
 
 
@@ -315,6 +311,10 @@ def _scaled(cost: Cost, factor: float) -> Cost:
 
 def _end(event: Mapping[str, Any]) -> float:
     return float(event["ts"] + event["dur"])
+
+
+def _correlation(event: Mapping[str, Any]) -> int:
+    return int(event.get("args", {}).get("correlation", -1))
 
 
 def _sequence(event: Mapping[str, Any]) -> int:

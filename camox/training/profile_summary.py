@@ -149,7 +149,7 @@ def _of_gpu(experiment: Experiment, recorded: Recorded) -> Iterator[str]:
     expected = recorded.setting.phase.accumulate * (experiment.model.moe.dispatch == "sorted")
     if sum(in_step.values()) > expected + 0.5:
         where = ", ".join(f"{part} {waits:.3g}" for part, waits in in_step.items() if waits)
-        yield f"the host waits for the GPU {sum(in_step.values()):.3g} times a step, not {expected}: {where}"
+        yield f"the host waits for the GPU {sum(in_step.values()):.3g} × a step, not {expected} ×: {where}"
     if (copies := breakdown.share(COPY)) > 0.05:
         yield f"{copies:.0%} of the step goes into copies to the GPU: are other programs using its bus?"
     total = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0

@@ -196,9 +196,8 @@ class _Recorder:
         self._on_gpu = labels.device.type == "cuda"
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._on_gpu else [])]
         # The first step of a profiler is slow: it is recorded for nothing.
-        self._profiler = profile(
-            activities=activities, schedule=schedule(wait=0, warmup=1, active=RECORDED, repeat=1), acc_events=True
-        )
+        steps = schedule(wait=0, warmup=1, active=RECORDED, repeat=1)
+        self._profiler = profile(activities=activities, schedule=steps)
         self._is_started = False
 
     @property
@@ -236,9 +235,13 @@ class _Recorder:
     def read(self, logged_share: float) -> Breakdown:
         """Writes the trace and gives the parts of its steps."""
         self.close()
-        self._profiler.export_chrome_trace(str(self.path))
-        with gzip.open(self.path, "rt", encoding="utf-8") as file:
-            return break_down(json.load(file)["traceEvents"], logged_share)
+        # Packed here: torch packs line by line, which for a million lines takes longer than all of the steps.
+        plain = self.path.with_suffix("")
+        self._profiler.export_chrome_trace(str(plain))
+        trace = plain.read_bytes()
+        plain.unlink()
+        self.path.write_bytes(gzip.compress(trace, compresslevel=3))
+        return break_down(json.loads(trace)["traceEvents"], logged_share)
 
     def close(self) -> None:
         """Stops what is still being recorded."""

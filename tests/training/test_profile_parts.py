@@ -1,5 +1,6 @@
 """The parts of a step in a trace: each moment in one of them, whoever computed it."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -177,7 +178,7 @@ def test_the_parts_add_up_to_the_step(found, kernels):
 @given(found=spans)
 def test_segments_follow_each_other_and_leave_nothing_out(found):
     cut = segments(Span(start, start + length, name) for start, length, name in found)
-    assert all(before.end <= after.start for before, after in zip(cut, cut[1:], strict=False))
+    assert all(before.end <= after.start for before, after in itertools.pairwise(cut))
     covered = {moment for start, length, _ in found for moment in range(start, start + length)}
     assert sum(span.end - span.start for span in cut) <= len(covered)
     whole = segments([Span(-1, 200, "all"), *(Span(start, start + length, name) for start, length, name in found)])
