@@ -46,16 +46,16 @@ def _optimizer(network: CamoXpert, fused: bool) -> Work:
 def _averages(network: CamoXpert, settings: Settings) -> tuple[Work, Work]:
     average = WeightAverage(network, decay=0.999, warmup=True)
     taken = torch.ones((), dtype=torch.bool, device=settings.torch_device)
-    pairs = [
-        (ours.detach(), theirs.detach())
-        for ours, theirs in zip(average.model.parameters(), network.parameters(), strict=True)
-    ]
+    pairs = list(zip(average.model.state_dict().values(), network.state_dict().values(), strict=True))
 
     @torch.no_grad()
     def loop() -> None:
         share = torch.where(taken, torch.full_like(average.updates, 1e-3), 0.0)
         for ours, theirs in pairs:
-            ours.add_((theirs - ours).mul_(share))
+            if ours.is_floating_point():
+                ours.add_((theirs - ours).mul_(share))
+            else:
+                ours.copy_(theirs)
 
     return lambda: average.update(taken), loop
 
