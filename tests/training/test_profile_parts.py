@@ -143,6 +143,14 @@ def test_kernels_at_the_same_time_count_once_and_nccl_is_gradient_reduction():
     assert totals(events) == {BACKWARD: 60, REDUCTION: 40}
 
 
+def test_a_kernel_that_no_derivative_launched_belongs_to_where_the_host_was():
+    events = [
+        *(step(0, 100), label("backbone", 0, 10), operator("aten::conv", 5, 8, sequence=3)),
+        *(label(BACKWARD, 10, 100), derivative(20, 40, 3, tid=ENGINE), *kernel(60, 100, 50, tid=ENGINE)),
+    ]
+    assert break_down(events).parts[BACKWARD].device == pytest.approx(0.04)
+
+
 def test_waits_for_the_gpu_are_counted_where_they_happen():
     events = [
         *(step(0, 100), label("dispatch", 10, 30), *kernel(0, 10, launched=0)),
@@ -158,6 +166,10 @@ def test_an_operator_has_the_time_without_those_it_calls():
     assert {name: cost.host * 1000 for name, cost in operators.items()} == pytest.approx(
         {"aten::conv2d": 10, "aten::convolution": 40}
     )
+
+
+def test_what_reaches_out_of_the_span_around_it_is_cut_off():
+    assert segments([Span(0, 10, "a"), Span(5, 20, "b")]) == [Span(0, 5, "a"), Span(5, 10, "b")]
 
 
 spans = st.lists(
