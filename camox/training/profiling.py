@@ -113,8 +113,10 @@ class ProfilingTrainer(Trainer):
     def _train(self) -> None:
         self.network.set_routing_noise(max([_NOISE, self.experiment.model.moe.router.noise]))
         self.labels.put_on(self)
-        total = sum(self._first_steps(stage) + UNRECORDED + 1 + RECORDED for stage in self.stages)
-        with self.watchdog, self.console.training(total, len(self.stages)) as progress:
+        last = 0
+        for stage in self.stages:
+            last = self._begin(stage, last) + self._steps_of(stage)
+        with self.watchdog, self.console.training(last, len(self.stages)) as progress:
             for stage in self.stages:
                 if stage.phase is not self.phase:
                     self._enter(stage.phase)
@@ -128,11 +130,9 @@ class ProfilingTrainer(Trainer):
     @contextmanager
     def _recording(self, stage: Stage) -> Iterator[None]:
         """Ends the block once the stage is recorded, and reads what was."""
-        first = self._first_steps(stage)
-        # So that the last recorded step is one that is logged.
-        self.at.step = -(first + UNRECORDED + 1 + RECORDED) % self.experiment.tracking.log_every
+        self.at.step = self._begin(stage, self.at.step)
         name = f"{stage.name}_rank_{self.accelerator.process_index}.json.gz"
-        recorder = _Recorder(first, self.folder.path / name, self.labels)
+        recorder = _Recorder(self._first_steps(stage), self.folder.path / name, self.labels)
         self.recorder = recorder
         try:
             yield
@@ -147,6 +147,13 @@ class ProfilingTrainer(Trainer):
         finally:
             recorder.close()
             self.recorder = None
+
+    def _begin(self, stage: Stage, step: int) -> int:
+        """The number, `step` or a later one, after which the last recorded step is one that is logged."""
+        return step + -(step + self._steps_of(stage)) % self.experiment.tracking.log_every
+
+    def _steps_of(self, stage: Stage) -> int:
+        return self._first_steps(stage) + UNRECORDED + 1 + RECORDED
 
     def _first_steps(self, stage: Stage) -> int:
         loaded_ahead = 2 * self.experiment.data.workers

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarking import option_parts, options
+from benchmarking import options
 from benchmarking.option_parts import prepare_parts, restarted_workers
 from benchmarking.options import CPU, GPU, PREDICTIONS, STEPS, Prediction, measure_options
 from benchmarking.settings import Settings
@@ -86,30 +86,6 @@ def test_both_ways_to_make_a_batch_give_the_same_floats():
     assert torch.equal(late(), images)
     assert images.shape == (2, 3, 64, 64)
     assert set(masks.unique().tolist()) == {0.0, 1.0}
-
-
-def test_both_averages_come_to_the_weights(monkeypatch):
-    averages = []
-
-    class Kept(option_parts.WeightAverage):
-        def __init__(self, *arguments, **named):
-            super().__init__(*arguments, **named)
-            averages.append(self)
-
-    monkeypatch.setattr(option_parts, "WeightAverage", Kept)
-    network = option_parts.build_network("sparse", TOY)
-    together, loop = option_parts._averages(network, TOY)
-    for work in (together, loop):
-        (average,) = averages
-        for parameter in network.parameters():
-            parameter.data.add_(1.0)
-        before = [parameter.clone() for parameter in average.model.parameters()]
-        work()
-        for ours, was, theirs in zip(average.model.parameters(), before, network.parameters(), strict=True):
-            if not torch.equal(was, theirs):
-                assert ((ours - was) / (theirs - was)).mean().item() == pytest.approx(
-                    1e-3 if work is loop else 0.9, rel=0.01
-                )
 
 
 def test_workers_are_measured_with_and_without_their_start():

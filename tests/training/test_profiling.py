@@ -124,6 +124,14 @@ def test_experts_are_told_by_name_and_scale_and_all_of_them_work(profiled):
     assert {label.rpartition(" ")[2] for label in labels} == {"4", "8", "16", "32"}
 
 
+def test_steps_have_numbers_of_their_own_and_the_last_of_each_stage_is_logged(profiled):
+    lines = [json.loads(line) for line in (profiled["run"] / "profile" / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in lines if "train/loss" in line]
+    of_stage = 1 + 1 + 1 + RECORDED
+    assert steps == sorted(set(steps))
+    assert {of_stage, 2 * of_stage} <= set(steps)
+
+
 def test_the_learning_rate_is_zero(profiled):
     lines = (profiled["run"] / "profile" / "metrics.jsonl").read_text().splitlines()
     rates = [value for line in lines for name, value in json.loads(line).items() if name.startswith("lr/")]

@@ -1,5 +1,8 @@
 """Part of suite `options`: choices that concern one part of a step, or the start of an epoch."""
 
+import copy
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,7 +14,7 @@ from benchmarking.timing import Sample, Work, interleaved
 from camox.data.habitats import Habitats
 from camox.data.loading import TrainKey, TrainSet, collate_train, train_loader
 from camox.models.camoxpert import CamoXpert
-from camox.training.ema import WeightAverage
+from camox.training.ema import Pairs, average_in_lists, average_one_by_one
 from camox.training.meters import Meters
 from camox.training.optimization import build_optimizer
 
@@ -44,20 +47,18 @@ def _optimizer(network: CamoXpert, fused: bool) -> Work:
 
 
 def _averages(network: CamoXpert, settings: Settings) -> tuple[Work, Work]:
-    average = WeightAverage(network, decay=0.999, warmup=True)
-    taken = torch.ones((), dtype=torch.bool, device=settings.torch_device)
-    pairs = list(zip(average.model.state_dict().values(), network.state_dict().values(), strict=True))
+    averaged = copy.deepcopy(network)
+    pairs = list(zip(network.parameters(), averaged.parameters(), strict=True))
+    share = torch.full((), 1e-3, device=settings.torch_device)
 
-    @torch.no_grad()
-    def loop() -> None:
-        share = torch.where(taken, torch.full_like(average.updates, 1e-3), 0.0)
-        for ours, theirs in pairs:
-            if ours.is_floating_point():
-                ours.add_((theirs - ours).mul_(share))
-            else:
-                ours.copy_(theirs)
+    def work(average: Callable[[Pairs, Tensor], None]) -> Work:
+        def averages() -> None:
+            with torch.no_grad():
+                average(pairs, share)
 
-    return lambda: average.update(taken), loop
+        return averages
+
+    return work(average_in_lists), work(average_one_by_one)
 
 
 def _meters(settings: Settings) -> tuple[Work, Work]:
