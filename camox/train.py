@@ -25,6 +25,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 from camox.errors import CamoxError, TrainingPaused
 from camox.experiment import Experiment
+from camox.training.launcher import refuse_together
 from camox.training.restarts import ended_before, note_end, resume_from
 
 
@@ -36,7 +37,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--resume", metavar="auto|latest|PATH", help="go on from a checkpoint")
     parser.add_argument("--output", metavar="DIR", help="folder of runs, in place of experiment.output")
     parser.add_argument("--check", action="store_true", help="load and build everything, train nothing")
-    return parser.parse_intermixed_args(arguments)
+    parser.add_argument("--profile", action="store_true", help="say what a few steps take, train nothing")
+    options = parser.parse_intermixed_args(arguments)
+    refuse_together(profile=options.profile, check=options.check, resume=options.resume is not None)
+    return options
 
 
 def main(arguments: list[str]) -> int:
@@ -71,6 +75,10 @@ def _run(options: argparse.Namespace) -> None:
         from camox.training.check import check
 
         check(experiment)
+    elif options.profile:
+        from camox.training.profiling import profile_experiment
+
+        profile_experiment(experiment)
     else:
         from camox.training.trainer import Trainer
 

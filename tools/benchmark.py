@@ -35,6 +35,7 @@ from benchmarking.inspection import measure_inspection
 from benchmarking.loader import measure_loader
 from benchmarking.measures import measure_measures
 from benchmarking.moe import measure_mixtures
+from benchmarking.options import measure_options
 from benchmarking.report import Report, markdown_tables, show
 from benchmarking.settings import PRECISIONS, Settings
 from benchmarking.step import measure_steps
@@ -51,6 +52,7 @@ SUITES: dict[str, Callable[[Settings], Report]] = {
     "checkpoint": measure_checkpoints,
     "inspect": measure_inspection,
     "measures": measure_measures,
+    "options": measure_options,
 }
 USED = {
     "checkpoint": ("device", "backbone", "width", "rounds"),

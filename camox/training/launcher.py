@@ -12,6 +12,8 @@ from types import FrameType
 
 import psutil
 
+from camox.errors import ExperimentError
+
 TRAIN_SCRIPT = Path(__file__).resolve().parents[1] / "train.py"
 _LAUNCH_SCRIPT = Path(__file__).resolve().parent / "accelerate_launch.py"
 EXIT_CODE_FILE = "CAMOX_EXIT_CODE_FILE"
@@ -42,6 +44,13 @@ def launch(arguments: Sequence[str], launcher_options: Sequence[str]) -> int:
         with _forwarding(child):
             code = child.wait()
         return exit_code(file, code)
+
+
+def refuse_together(profile: bool, check: bool, resume: bool) -> None:
+    """Raises ExperimentError where a profile is asked for and something that goes before training, or on with it."""
+    if profile and (check or resume):
+        others = " and ".join(name for name, given in (("--check", check), ("--resume", resume)) if given)
+        raise ExperimentError(f"--profile trains nothing and begins anew: leave out {others}, or --profile")
 
 
 def command(arguments: Sequence[str], launcher_options: Sequence[str]) -> list[str]:

@@ -113,8 +113,7 @@ class TrainingStep:
                 self.accelerator.backward(losses[TOTAL] / len(window))
             if self.network.learns_routing:
                 choices.append(self._choices(output))
-        self.accelerator.unscale_gradients(self.optimizer)
-        norms = clip_gradients(self.network.named_parameters(), controls.router_clip * self.router_clip, self.clip)
+        norms = self._clip(controls.router_clip * self.router_clip)
         counts = torch.stack(choices).sum(dim=0) if choices else None
         loss, terms, counts = self._shared(counts, len(window))
         taken = self._judge(loss, terms, norms)
@@ -138,6 +137,8 @@ class TrainingStep:
             values[f"router/stride_{stride}/bias_max"] = network.balance(stride).bias.abs().max().item()
         if self.accelerator.scaler is not None:
             values["amp/scale"] = self.accelerator.scaler.get_scale()
+        if self.accelerator.device.type == "cuda":
+            values["memory/peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
         return values
 
     def restart(self) -> None:
@@ -167,6 +168,10 @@ class TrainingStep:
             )
             for number, (taken, loss, norm, finite, spike, only_routers, *terms) in enumerate(rows)
         ]
+
+    def _clip(self, router_limit: float) -> GradientNorms:
+        self.accelerator.unscale_gradients(self.optimizer)
+        return clip_gradients(self.network.named_parameters(), router_limit, self.clip)
 
     def _shared(self, counts: Tensor | None, window: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """The mean loss over micro-batches and ranks, which of its terms are finite on all of them, and the choices of

@@ -227,7 +227,7 @@ class Trainer:
             self.watchdog.beat("loading data")
             with clock.waiting():
                 loaded = self._window(batches, phase.accumulate)
-                window = [batch.to(self.accelerator.device, non_blocking=True) for batch in loaded]
+                window = self._to_device(loaded)
             clock.images += sum(len(batch.weights) for batch in loaded)
             self.watch.began(at.step + 1, list(chain(*(batch.indices.tolist() for batch in loaded))))
             self.replays.note(Attempted.of(at.step + 1, at.epoch, loaded, controls))
@@ -274,6 +274,9 @@ class Trainer:
             self.watch.met(batch.problems)
         return window
 
+    def _to_device(self, window: list[TrainBatch]) -> list[TrainBatch]:
+        return [batch.to(self.accelerator.device, non_blocking=True) for batch in window]
+
     def _values(self, phase: ResolvedPhase, controls: Controls, position: float, clock: Clock) -> dict[str, Any]:
         """Reads the meters of the interval that ends here; between logged steps nothing waits for the device."""
         values: dict[str, Any] = self.training_step.interval_values(self.routing.costs)
@@ -288,8 +291,6 @@ class Trainer:
         }
         if "amp/scale" in values:
             values |= reference_scales(self.experiment.precision.min_scale)
-        if self.accelerator.device.type == "cuda":
-            values["memory/peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
         return values
 
     # ---- guards and recovery

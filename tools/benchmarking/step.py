@@ -39,6 +39,7 @@ class Variant(NamedTuple):
     """A network on its device, with what trains it on one batch."""
 
     network: CamoXpert
+    training_step: TrainingStep
     forward: Callable[[], object]
     step: Work
 
@@ -108,6 +109,7 @@ def prepare(name: str, settings: Settings) -> Variant:
     batch = noise(settings).to(settings.torch_device)
     return Variant(
         network,
+        training_step,
         forward=lambda: shell(batch.images.float() / 255),
         step=lambda: training_step(shell, [batch], controls),
     )
