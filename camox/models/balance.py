@@ -115,7 +115,7 @@ class RoutingObjective:
             mean_over_ranks: of a tensor, which carries no gradient; collective. Called once if `reads_the_batch`, else
                 never. Ranks have batches of one size. Without it the batch is this rank's.
         """
-        shares = {stride: _shares(routing) for stride, routing in routings.items()}
+        shares = {stride: _shares(routing, self.kind == "switch") for stride, routing in routings.items()}
         if mean_over_ranks is not None and self.reads_the_batch:
             shares = _of_all_ranks(shares, mean_over_ranks)
         terms = {
@@ -148,6 +148,7 @@ class RoutingObjective:
             case "band":
                 return len(mean) * (load * mean).sum() - 1
             case "switch":
+                assert shares.choices is not None
                 return len(mean) * (shares.choices * mean).sum() - 1
             case "importance":
                 return (mean - 1 / len(mean)).square().sum()
@@ -160,12 +161,14 @@ class _Shares(NamedTuple):
     probabilities: Tensor
     """Mean over images, with the gradient of this rank's."""
 
-    choices: Tensor
-    """Share of all (image, choice) pairs; a constant."""
+    choices: Tensor | None = None
+    """Share of all (image, choice) pairs, where it is asked for; a constant."""
 
 
-def _shares(routing: Routing) -> _Shares:
+def _shares(routing: Routing, choices: bool) -> _Shares:
     mean = routing.probabilities.mean(dim=0)
+    if not choices:
+        return _Shares(mean)
     return _Shares(mean, count_choices(routing.selected, len(mean)) / routing.selected.numel())
 
 
@@ -173,12 +176,12 @@ def _of_all_ranks(shares: Mapping[int, _Shares], mean_over_ranks: Callable[[Tens
     """Shares in the batch of all ranks, by one reduction for all scales.
 
     Their values are those of all ranks, their gradients those of this rank's images. Of R ranks, `P = Σ P_r / R`, so
-    the gradient wanted is `Σ ∂L/∂P · ∂P_r / R`: the mean over ranks of what each has here, with nothing to reduce in
-    the backward pass.
+    the gradient wanted is `Σ ∂L/∂P · ∂P_r / R`: the mean over ranks of the one here, and nothing to reduce in the
+    backward pass.
     """
-    ours = torch.stack([torch.stack(of_scale) for of_scale in shares.values()])
+    ours = torch.stack([torch.stack([of for of in shared if of is not None]) for shared in shares.values()])
     theirs = mean_over_ranks(ours.detach()) - ours.detach()
-    return {stride: _Shares(*(ours[number] + theirs[number]).unbind()) for number, stride in enumerate(shares)}
+    return {stride: _Shares(*values.unbind()) for stride, values in zip(shares, ours + theirs, strict=True)}
 
 
 def z_loss(raw_logits: Tensor) -> Tensor:
