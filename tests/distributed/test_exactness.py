@@ -35,7 +35,7 @@ from tests.distributed.test_two_ranks import ROOT, launch
 pytestmark = pytest.mark.distributed
 
 # 18 samples: a batch of 4 over all processes leaves two out of every epoch, other ones each time. 5 held-out images:
-# three for one rank, two for the other.
+# three for one rank, two for the other, scored one by one.
 HEAD = """
 [experiment]
 name = "NAME"
@@ -45,7 +45,7 @@ seed = 3
 train = [{ synthetic = "habitats", count = 18, size = 64, tiny = 0.0 }]
 val = [{ synthetic = "habitats", count = 5, size = 48, tiny = 0.0 }]
 image_size = 64
-batch_size = BATCH
+batch_size = 1
 workers = 0
 
 [[data.augment]]
@@ -78,7 +78,7 @@ wandb = "disabled"
 
 
 def phase(name: str, epochs: int, **settings: Any) -> str:
-    return table("[phases]", name=name, epochs=epochs, **settings)
+    return table("[phases]", name=name, epochs=epochs, **settings) + "batch_size = BATCH\n"
 
 
 def table(title: str, **settings: Any) -> str:
@@ -252,7 +252,6 @@ def test_weights_are_the_same_to_1e_5(pair, stem):
     assert ours.keys() == theirs.keys()
     absolute = {name: (ours[name].double() - theirs[name].double()).abs().max().item() for name in ours}
     relative = {name: absolute[name] / max(theirs[name].abs().max().item(), 1e-4) for name in ours}
-    print(pair.name, stem, max((v, k) for k, v in absolute.items()), max((v, k) for k, v in relative.items()))
     assert {name: value for name, value in absolute.items() if not value <= TOLERANCE} == {}
     assert {name: value for name, value in relative.items() if not value <= 1e-3} == {}
 
@@ -266,7 +265,6 @@ def test_weights_have_moved_far(pair):
     for name, start in CamoXpert.from_experiment(experiment).named_parameters():
         group = group_of(name)
         moved[group] = max(moved[group], (trained[name] - start).abs().max().item())
-    print(pair.name, moved)
     if "frozen" in pair.name:
         assert moved.pop("backbone") == 0
     assert min(moved.values()) > 2 * TOLERANCE
@@ -278,35 +276,25 @@ NOT_OF_THE_TRAINING = ("time", "train/images_per_second", "train/data_wait", "ch
 def test_logged_values_are_the_same(pair):
     """Losses, routing, norms before clipping, schedules: all but the pace, and scores, which have a test below."""
     assert len(pair.two.records) == len(pair.one.records) > len(pair.two.samples)
+    assert pair.two.records[0].keys() >= {"train/loss", "grad_norm/total", "router/balance_loss", "lr/experts"}
     for ours, theirs in zip(pair.two.records, pair.one.records, strict=True):
-        kept = [{k: v for k, v in of.items() if not k.startswith(NOT_OF_THE_TRAINING)} for of in (ours, theirs)]
-        if "train/effective_batch" in kept[0]:
-            assert kept[0].keys() >= {"train/loss", "router/load_balance", "router/stride_8/usage/edge", "lr/experts"}
-        assert kept[0].keys() == kept[1].keys()
-        numbers, words = (
-            [{k: v for k, v in of.items() if isinstance(v, str) == are_words} for of in kept]
-            for are_words in (False, True)
-        )
-        assert words[0] == words[1]
-        assert numbers[0] == pytest.approx(numbers[1], rel=1e-4, abs=1e-6), ours["step"]
+        assert ours.keys() == theirs.keys()
+        for name in (name for name in ours if not name.startswith(NOT_OF_THE_TRAINING)):
+            same = theirs[name] if isinstance(theirs[name], str) else pytest.approx(theirs[name], rel=1e-4, abs=1e-6)
+            assert ours[name] == same, f"step {ours['step']}: {name}"
 
 
 def test_guards_saw_and_did_the_same(pair):
-    ours, theirs = (
-        [
-            (event["kind"], event["step"], event["message"].split(" (")[0])
-            for event in run.events
-            if event["kind"] != "start"
-        ]
-        for run in (pair.two, pair.one)
-    )
-    print(pair.name, ours)
-    assert [of[:2] for of in ours] == [of[:2] for of in theirs]
+    ours, theirs = ([(event["kind"], event["step"]) for event in run.events] for run in (pair.two, pair.one))
+    assert ours == theirs
+    expected = {"spikes": "spike", "refused": "bad_sample"}.get(pair.name, "end")
+    assert expected in [kind for kind, _ in ours]
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_scores_are_those_of_one_process(pair, batch_size):
-    """Of the same weights, raw and averaged: all measures, the loss, and what routers decide."""
+    """Of the same weights, raw and averaged: all measures, the loss, and what routers decide. Bit for bit in batches of
+    one image; of more, sums are rounded otherwise, and a pixel between two of 256 levels may change to the other."""
     experiment = Experiment.load(pair.two.folder / "experiment.toml")
     accelerator = build_accelerator(experiment)
     _, held_out = open_data(experiment)
@@ -325,8 +313,4 @@ def test_scores_are_those_of_one_process(pair, batch_size):
     (record,) = [record for record in pair.two.records if "val/iou" in record]
     written = {name: value for name, value in record.items() if name.startswith("val")}
     assert written.keys() >= {"val/s_measure", "val_ema/mae", "val/loss", "val/router/stride_4/mutual_information"}
-    worst = sorted(
-        ((abs(written[n] - v), n) for n, v in values.items() if n in written and isinstance(v, float)), reverse=True
-    )
-    print(pair.name, worst[:6])
-    assert written == pytest.approx(values, rel=0, abs=1e-7)
+    assert written == (values if batch_size == 1 else pytest.approx(values, rel=0, abs=1e-6))
