@@ -1,6 +1,6 @@
 """One optimizer step: accumulate, unscale once, clip by group, step or skip on every rank alike."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -107,7 +107,7 @@ class TrainingStep:
             # Gradients travel between ranks once per step, with the last micro-batch.
             with nullcontext() if last else self.accelerator.no_sync(shell):
                 output = shell(batch.images.float() / 255)
-                losses = self.losses(output, batch, controls.balance_coefficient)
+                losses = self.losses(output, batch, controls.balance_coefficient, self._mean_over_ranks)
                 self._meter_batch(output, batch, losses)
                 # The true length of the window: the short one at an epoch's end weighs as much per image.
                 self.accelerator.backward(losses[TOTAL] / len(window))
@@ -199,17 +199,27 @@ class TrainingStep:
         self._signs.append(torch.cat([torch.stack([sign.float() for sign in signs]), terms.float()]))
         return taken
 
-    def losses(self, output: CamoXpertOutput, batch: TrainBatch, balance_coefficient: float) -> dict[str, Tensor]:
+    def losses(
+        self,
+        output: CamoXpertOutput,
+        batch: TrainBatch,
+        balance_coefficient: float,
+        mean_over_ranks: Callable[[Tensor], Tensor] | None = None,
+    ) -> dict[str, Tensor]:
         """What a micro-batch's output costs, `[]` each, by the names it is logged under; first the sum that is
-        minimised."""
+        minimised. Collective only with `mean_over_ranks`, which the routing objective says what it is for."""
         objective = self.objective(output, batch.masks, batch.weights)
         total, terms = objective.total, dict[str, Tensor]()
         if self.network.learns_routing:
             loads = {stride: self.network.balance(stride).load for stride in output.routing}
-            of_routing, terms = self.routing_objective(output.routing, loads, balance_coefficient)
+            of_routing, terms = self.routing_objective(output.routing, loads, balance_coefficient, mean_over_ranks)
             total = total + of_routing
         of_task = {f"loss/{name}": value for name, value in objective.terms.items()}
         return {TOTAL: total, **of_task} | {ROUTER_LOSSES[name]: value for name, value in terms.items()}
+
+    def _mean_over_ranks(self, values: Tensor) -> Tensor:
+        mean: Tensor = self.accelerator.reduce(values, "mean")
+        return mean
 
     def _choices(self, output: CamoXpertOutput) -> Tensor:
         experts = len(self.network.expert_names)
