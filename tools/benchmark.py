@@ -34,6 +34,7 @@ from benchmarking.checkpoint import measure_checkpoints
 from benchmarking.inspection import measure_inspection
 from benchmarking.loader import measure_loader
 from benchmarking.measures import measure_measures
+from benchmarking.memory import measure_memory
 from benchmarking.moe import measure_mixtures
 from benchmarking.report import Report, markdown_tables, show
 from benchmarking.settings import PRECISIONS, Settings
@@ -51,12 +52,14 @@ SUITES: dict[str, Callable[[Settings], Report]] = {
     "checkpoint": measure_checkpoints,
     "inspect": measure_inspection,
     "measures": measure_measures,
+    "memory": measure_memory,
 }
 USED = {
     "checkpoint": ("device", "backbone", "width", "rounds"),
     "inspect": ("megabytes", "rounds"),
     "loader": ("image_size", "batch", "rounds"),
     "measures": ("device", "rounds"),
+    "memory": ("device",),
 }
 """The settings that these suites have; the others have all but `megabytes`."""
 

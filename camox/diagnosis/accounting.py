@@ -12,7 +12,7 @@ Fourier transforms, and what the allocator rounds up or cannot use. `camox.diagn
 import copy
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
@@ -76,19 +76,22 @@ class StepAccount:
         half: whether forward passes run in half precision.
     """
 
+    network: CamoXpert
+    """The copy whose tensors have no values."""
+
     def __init__(self, experiment: Experiment, network: CamoXpert, half: bool):
         self._half = half
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
-        self._network = copy.deepcopy(network)
-        self._network.zero_grad(set_to_none=True)
-        self._network._apply(self._mode.from_tensor)  # on the CPU: autograd asks for a card that a GPU's tensors name
+        self.network = copy.deepcopy(network)
+        self.network.zero_grad(set_to_none=True)
+        self.network._apply(self._mode.from_tensor)  # on the CPU: autograd asks for a card that a GPU's tensors name
         # Without a fused kernel the step asks the device whether to be taken. Compiled code is not counted.
         fused = experiment.optimizer.model_copy(update={"fused": True})
         self._alone = _Alone()
         with self._mode, warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Accessing the data pointer")  # copying asks whether there is one
             self._step = build_training_step(
-                experiment.model_copy(update={"optimizer": fused}), cast(Accelerator, self._alone), self._network
+                experiment.model_copy(update={"optimizer": fused}), cast(Accelerator, self._alone), self.network
             )
 
     def count(
@@ -100,12 +103,12 @@ class StepAccount:
             accumulates: whether it is the last micro-batch of several, with the gradients of those before.
             sizes: what the routers decide, which here is told to them.
         """
-        network, optimizer = self._network, self._step.optimizer.optimizer
+        network, optimizer = self.network, self._step.optimizer.optimizer
         network.freeze_backbone(frozen_stages)
         network.train()
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
         kept: list[int] = []
-        with autocast_as_on_a_gpu(), self._mode, _Choices(self._decided(images, sizes)):
+        with self.without_values(images, sizes):
             _give_gradients(trained)
             optimizer.step()  # the first one makes the moments
             optimizer.zero_grad()
@@ -123,12 +126,16 @@ class StepAccount:
             peak=live.peak,
         )
 
-    def _decided(self, images: int, sizes: Sizes) -> list[int]:
-        network = self._network
-        return sizes(images * network.grid**2 * int(network.config["top_k"]), len(network.expert_names))
+    @contextmanager
+    def without_values(self, images: int, sizes: Sizes = even_sizes) -> Iterator[None]:
+        """Inside, operators compute no values, and the routers are told what they decide for so many images."""
+        network = self.network
+        choices = images * network.grid**2 * int(network.config["top_k"])
+        with autocast_as_on_a_gpu(), self._mode, _Told(sizes(choices, len(network.expert_names))):
+            yield
 
     def _shell(self) -> nn.Module:
-        shell = TrainingShell(self._network)
+        shell = TrainingShell(self.network)
         # As Accelerate wraps it: the forward pass alone.
         shell.forward = torch.autocast("cpu", torch.float16, enabled=self._half)(shell.forward)  # type: ignore[method-assign]
         return shell
@@ -159,7 +166,7 @@ class _Alone:
         return tensor
 
 
-class _Choices(TorchDispatchMode):
+class _Told(TorchDispatchMode):
     """Answers what the host asks of the device: how many images, or regions, each expert gets. Nothing was computed."""
 
     def __init__(self, sizes: list[int]):

@@ -50,12 +50,17 @@ class PhaseMemory(NamedTuple):
 
     def needed(self, images: int) -> float:
         """The same with everything that is not a tensor."""
-        return self.peak(images) * (1 + WORKSPACE) + CONTEXT_GIB * GIB
+        return with_allowance(self.peak(images))
 
     def largest_batch(self, capacity: float) -> int:
         """Most images for which `needed` stays within `capacity` bytes; 0 or less where nothing fits."""
         room = (capacity - CONTEXT_GIB * GIB) / (1 + WORKSPACE) - self.state - self.constant
         return int(room // self.per_image)
+
+
+def with_allowance(tensors: float) -> float:
+    """Bytes of a card for so many bytes of tensors."""
+    return tensors * (1 + WORKSPACE) + CONTEXT_GIB * GIB
 
 
 def card_capacity(card: str) -> float:
