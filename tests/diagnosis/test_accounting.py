@@ -125,7 +125,7 @@ def test_gradients_of_earlier_micro_batches_are_there_when_the_last_begins(accou
 
 
 def test_what_is_kept_depends_on_which_experts_get_the_images(account):
-    """As `benchmarks/results/moe.json` has it: edges and attention keep the most, frequencies and surroundings least."""
+    """Edges and attention keep the most, frequencies and surroundings the least: benchmarks/results/moe.json."""
     counting = account("model.width=32")
     decided = ([0, 6, 0, 0, 6, 0], [2] * 6, [0, 0, 0, 6, 0, 6])
     most, even, least = (
