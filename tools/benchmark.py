@@ -34,6 +34,7 @@ from benchmarking.checkpoint import measure_checkpoints
 from benchmarking.inspection import measure_inspection
 from benchmarking.loader import measure_loader
 from benchmarking.measures import measure_measures
+from benchmarking.memory import measure_memory
 from benchmarking.moe import measure_mixtures
 from benchmarking.options import measure_options
 from benchmarking.report import Report, markdown_tables, show
@@ -53,12 +54,14 @@ SUITES: dict[str, Callable[[Settings], Report]] = {
     "inspect": measure_inspection,
     "measures": measure_measures,
     "options": measure_options,
+    "memory": measure_memory,
 }
 USED = {
     "checkpoint": ("device", "backbone", "width", "rounds"),
     "inspect": ("megabytes", "rounds"),
     "loader": ("image_size", "batch", "rounds"),
     "measures": ("device", "rounds"),
+    "memory": ("device",),
 }
 """The settings that these suites have; the others have all but `megabytes`."""
 

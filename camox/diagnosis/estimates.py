@@ -1,24 +1,19 @@
-"""Memory and time of an experiment on a card, from a step of a few images measured here."""
+"""Memory of an experiment on a card, counted, and time, from a few steps measured here."""
 
 import re
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
+from camox.diagnosis.accounting import StepAccount
 from camox.diagnosis.finding import Finding, Problem
-from camox.diagnosis.memory import StepBytes, step_bytes
 from camox.diagnosis.settings import PhaseSteps, phase_steps
-from camox.diagnosis.subject import Subject, cycled_routing, images_for_all_experts
+from camox.diagnosis.subject import Subject
 from camox.errors import ExperimentError
 from camox.experiment import Experiment, ResolvedPhase
-from camox.losses.composite import SegmentationObjective
-from camox.models.camoxpert import CamoXpert
 from camox.tracking.console import counted, duration
 
 GIB = 2**30
@@ -41,11 +36,11 @@ class PhaseMemory(NamedTuple):
     """Bytes on each device in a phase, at its step of most memory."""
 
     state: int
-    """Weights, buffers, their average, and of all trained so far gradients and two moments."""
+    """Weights, buffers, their average, and two moments of all trained so far; with several processes DDP's buckets."""
     constant: float
-    """What a step needs however few its images."""
+    """What a step needs however few its images: gradients, weights in half precision."""
     per_image: float
-    """Activations of one image more."""
+    """What it needs for one image more."""
     saved_per_image: float
     """Of these, what autograd keeps from the forward pass."""
 
@@ -55,12 +50,17 @@ class PhaseMemory(NamedTuple):
 
     def needed(self, images: int) -> float:
         """The same with everything that is not a tensor."""
-        return self.peak(images) * (1 + WORKSPACE) + CONTEXT_GIB * GIB
+        return with_allowance(self.peak(images))
 
     def largest_batch(self, capacity: float) -> int:
         """Most images for which `needed` stays within `capacity` bytes; 0 or less where nothing fits."""
         room = (capacity - CONTEXT_GIB * GIB) / (1 + WORKSPACE) - self.state - self.constant
         return int(room // self.per_image)
+
+
+def with_allowance(tensors: float) -> float:
+    """Bytes of a card for so many bytes of tensors."""
+    return tensors * (1 + WORKSPACE) + CONTEXT_GIB * GIB
 
 
 def card_capacity(card: str) -> float:
@@ -109,8 +109,9 @@ def check_estimates(subject: Subject, card: str | None, processes: int) -> Findi
         for p, m, need, epoch in zip(phases, memory, needs, epochs, strict=True)
     ]
     notes.append(
-        f"memory is estimated from tensors counted in {'half' if half else 'single'} precision, + {WORKSPACE:.0%} and "
-        f"{CONTEXT_GIB} GiB for CUDA; time is measured on {where}, without loading data and validation"
+        f"memory is that of a step's tensors, counted in {'half' if half else 'single'} precision (docs/memory.md), "
+        f"+ {WORKSPACE:.0%} and {CONTEXT_GIB} GiB for CUDA; time is measured on {where}, without loading data and "
+        "validation"
     )
     if processes > 1:
         notes.append("with several processes DDP keeps each gradient once more: that is in the estimate")
@@ -166,69 +167,21 @@ def _does_not_fit(
 
 
 def _phase_memories(subject: Subject, half: bool, processes: int) -> list[PhaseMemory]:
-    """Two points of a line for each pair of image size and frozen stages that some phase has."""
-    experiment = subject.experiment
-    phases = experiment.phases_resolved()
-    counted: dict[tuple[int, int], tuple[StepBytes, StepBytes, int]] = {}
-    memories, trained = list[PhaseMemory](), set[str]()
-    for phase, stages in zip(phases, subject.frozen_by_phase, strict=True):
-        network = subject.copy()
-        network.freeze_backbone(stages)
-        # AdamW's moments of what is frozen again stay.
-        trained |= {name for name, parameter in network.named_parameters() if parameter.requires_grad}
-        if (phase.largest_size, stages) not in counted:
-            counted[phase.largest_size, stages] = _two_points(subject, network, phase.largest_size, half)
-        few, many, images = counted[phase.largest_size, stages]
-        saved = (many.saved - few.saved) / images
-        # Of a few small images the peak may be elsewhere, among the gradients of weights, and grow more slowly.
-        slope = max(saved, (many.peak - few.peak) / images)
-        memories.append(
-            PhaseMemory(
-                state_bytes(network, trained, experiment.ema.enabled, processes > 1),
-                max(0.0, few.peak - slope * images),
-                slope,
-                saved,
-            )
+    """Of each phase its own step, and one of half as many images for what an image takes."""
+    account = StepAccount(subject.experiment, subject.network, half)
+    memories = []
+    for phase, stages in zip(subject.experiment.phases_resolved(), subject.frozen_by_phase, strict=True):
+        images, other = phase.batch_size, phase.batch_size // 2 or 2
+        asked, compared = (
+            account.count(number, phase.largest_size, stages, phase.accumulate > 1) for number in (images, other)
         )
+        kept = (asked.kept - compared.kept) / (images - other)
+        # Of few images the peak may be elsewhere, among the gradients of weights, and grow more slowly.
+        per_image = max(kept, (asked.peak - compared.peak) / (images - other))
+        # DDP holds gradients a second time, in its buckets.
+        state = asked.state + (asked.gradients if processes > 1 else 0)
+        memories.append(PhaseMemory(state, asked.peak - per_image * images, per_image, kept))
     return memories
-
-
-def state_bytes(network: CamoXpert, trained: set[str], average: bool, distributed: bool) -> int:
-    """Weights and buffers, twice with an average; gradients, and two moments of all that `trained` names.
-
-    Gradients of frozen parameters do not exist. DDP holds all others a second time, in its buckets.
-    """
-    parameters = dict(network.named_parameters())
-    weights = sum(p.nbytes for p in parameters.values()) + sum(b.nbytes for b in network.buffers())
-    gradients = sum(p.nbytes for p in parameters.values() if p.requires_grad)
-    moments = 2 * sum(parameters[name].nbytes for name in trained)
-    return weights * (2 if average else 1) + gradients * (2 if distributed else 1) + moments
-
-
-def _two_points(subject: Subject, network: CamoXpert, image_size: int, half: bool) -> tuple[StepBytes, StepBytes, int]:
-    """A step of n images and one of 2n, with all experts equally at work, as they are in a balanced run."""
-    each = images_for_all_experts(network)
-    few = each * -(-2 // each)
-    batch = subject.batch(min(few, len(subject.source)), image_size)
-    points = []
-    for repeats in (1, 2):
-        images = (batch.images.float() / 255).repeat(repeats, 1, 1, 1)
-        masks = batch.masks.repeat(repeats, 1, 1, 1)
-        points.append(step_bytes(partial(_loss, subject, network, images, masks, half), network))
-    return points[0], points[1], len(batch.images)
-
-
-def _loss(subject: Subject, network: CamoXpert, images: Tensor, masks: Tensor, half: bool) -> Tensor:
-    with _precision(subject, half):
-        output = network(images, cycled_routing(network, images))
-        return SegmentationObjective(subject.experiment.loss.plain())(output, masks).total
-
-
-def _precision(subject: Subject, half: bool) -> AbstractContextManager[object]:
-    device = subject.accelerator.device.type
-    # A CPU computes in bf16, which has the size of the fp16 that a GPU would use.
-    dtype = torch.float16 if device == "cuda" and subject.experiment.precision.dtype == "fp16" else torch.bfloat16
-    return torch.autocast(device, dtype=dtype, enabled=half)
 
 
 # ---- time

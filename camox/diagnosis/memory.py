@@ -1,36 +1,14 @@
-"""Bytes of a training step, counted rather than read from an allocator: the same on a CPU as on a GPU."""
+"""Bytes of tensors, counted rather than read from an allocator: the same on a CPU as on a GPU."""
 
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-
-
-class StepBytes(NamedTuple):
-    """What one forward and backward pass needs besides weights and gradients."""
-
-    saved: int
-    """Kept from the forward for the backward pass. With gradient checkpointing only what is not computed again."""
-    peak: int
-    """The most that was alive at once: saved, computed again, or passing through."""
-
-
-def step_bytes(forward: Callable[[], Tensor], network: nn.Module) -> StepBytes:
-    """Counts a forward and a backward pass of the loss that `forward` gives. Leaves no gradients behind."""
-    # There before, as with accumulation: then they are not part of what is counted.
-    for parameter in network.parameters():
-        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-    losses: list[Tensor] = []
-    with LiveBytes() as live:
-        saved = saved_bytes(lambda: losses.append(forward()), [*network.parameters(), *network.buffers()])
-        losses.pop().backward()
-    network.zero_grad(set_to_none=True)
-    return StepBytes(saved, max(saved, live.peak))
 
 
 def saved_bytes(forward: Callable[[], object], own: Iterable[Tensor] = ()) -> int:
@@ -39,13 +17,12 @@ def saved_bytes(forward: Callable[[], object], own: Iterable[Tensor] = ()) -> in
     Each storage counts whole and once, however many views of it are kept. The storages of `own`, the model's
     parameters and buffers, do not count: they are there anyway.
     """
-    there_anyway = {tensor.untyped_storage().data_ptr() for tensor in own}
+    there_anyway = {_address(tensor) for tensor in own}
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in there_anyway:
-            kept[storage.data_ptr()] = storage.nbytes()
+        if _address(tensor) not in there_anyway:
+            kept[_address(tensor)] = tensor.untyped_storage().nbytes()
         return tensor.detach()  # a result kept as it is would hold its own graph, and itself, for ever
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):

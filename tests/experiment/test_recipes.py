@@ -1,5 +1,6 @@
 """The recipes have the numbers they are named for, and each describes a network that can be built."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,31 @@ def test_recovery_is_the_second_stage_alone_at_a_low_rate():
     assert (phase.batch_size, phase.accumulate, phase.lr, phase.unfreeze) == (1, 4, 1.5e-4, "progressive")
     assert (experiment.schedule.min_lr, experiment.model.deep_supervision) == (1e-5, True)
     assert experiment.experiment.init_from is not None
+
+
+def test_the_larger_twin_differs_from_the_main_job_in_pixels_and_not_in_steps():
+    main, larger = recipe("sparse_moe_416"), recipe("sparse_moe_704")
+    ours, theirs = main.plain(), larger.plain()
+    assert {name for name in ours if ours[name] != theirs[name]} == {
+        "experiment", "data", "model", "optimizer", "phases",
+    }  # fmt: skip
+    assert larger.data.image_size == 704
+    for one, other in zip(main.phases_resolved(), larger.phases_resolved(), strict=True):
+        assert other.batch_size == 4
+        assert other.batch_size * other.accumulate == one.batch_size * one.accumulate
+        assert (other.name, other.epochs, other.lr, other.freeze) == (one.name, one.epochs, one.lr, one.freeze)
+    assert main.model.model_copy(update={"gradient_checkpointing": False}) == larger.model
+
+
+def test_the_counted_memory_of_both_is_within_its_limit():
+    """By the committed counts, and on the cards that their first lines name."""
+    counted = json.loads((RECIPES.parent / "benchmarks/results/memory.json").read_text())
+    assert [target["at_most"] for target in counted["targets"]] == [10, 15]
+    assert all(target["met"] for target in counted["targets"])
+    needed = {name: row["needed GiB"] for name, row in counted["results"]["step"].items()}
+    for name, card in (("sparse_moe_416", 6.0), ("sparse_moe_704", 8.0)):
+        experiment = recipe(name)
+        checkpointing = ", checkpointing" if experiment.model.gradient_checkpointing else ""
+        for phase in experiment.phases_resolved():
+            title = f"{phase.image_size}², {phase.name}, {phase.batch_size} images, fp16{checkpointing}"
+            assert needed[title] < 0.95 * card

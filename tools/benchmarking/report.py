@@ -89,8 +89,12 @@ def markdown_tables(document: Mapping[str, Any]) -> str:
         sizes = f"{settings['image_size']}², batch {settings['batch']}"
     else:
         sizes = f"{settings['backbone']}, {settings['image_size']}², batch {settings['batch']}, {settings['precision']}"
+    if "rounds" in settings:
+        how = f"{sizes}, medians of {settings['rounds']} interleaved rounds"
+    else:
+        how = "Counted, not timed" if settings["device"] == "cpu" else "Counted, and measured"
     where = (
-        f"{sizes}, medians of {settings['rounds']} interleaved rounds; {machine.get('gpu', machine['processor'])}, "
+        f"{how}; {machine.get('gpu', machine['processor'])}, "
         f"{machine['threads']} threads, torch {versions['torch']}. Made by `{document['command']}`."
     )
     texts = []
