@@ -9,7 +9,8 @@ the cache of resized images against a plain pipeline; `checkpoint`, how long sav
 the command that looks for NaN in a checkpoint (on Linux); `measures`, how far our measures are from pysodmetrics, and
 how long both take; `startup`, from a command to the first step; `scaling`, two processes against one. What is compared
 is timed in interleaved rounds. Steps, mixtures, loading and measures are timed by process time (on a GPU by its own
-clock), so that neither a slow minute nor a neighbour on the machine favours one of them; the others by wall time. The asked figures are stated for the default settings: with others they are not judged.
+clock), so that neither a slow minute nor a neighbour on the machine favours one of them; the others by wall time. The
+asked figures are stated for the default settings: with others they are not judged.
 With `--from` nothing is measured: the tables of a results file are shown, or written into a page.
 """
 

@@ -6,9 +6,9 @@ again (`benchmarking.trainer_in_turns`). All processes are there from the beginn
 which one is logged: the others wait meanwhile, and a slow minute of the machine is one for both. What counts is the
 wall time of a turn, that of the slower process where there are two; beside it is the CPU time of all.
 
-Two more turns show what the exchange of gradients costs: steps of two processes that leave it out, each then training by
-itself, and an all-reduce of as many numbers by itself, with nothing to hide behind. The share of the exchange is what
-steps with it take longer than steps without.
+Two more turns show what the exchange of gradients costs: steps of two processes that leave it out, each then training
+by itself, and an all-reduce of as many numbers by itself, with nothing to hide behind. The share of the exchange is
+what steps with it take longer than steps without.
 """
 
 import json

@@ -78,7 +78,7 @@ def main(file: str, folder: str, *overrides: str) -> None:
 
     step.TrainingStep.__call__ = _numbered("step", step.TrainingStep.__call__)  # type: ignore[method-assign]
     trainer.Trainer._window = _numbered("batch", trainer.Trainer._window)  # type: ignore[method-assign]
-    trainer.Trainer._heed_requests = _end_after_two_steps  # type: ignore[method-assign]
+    trainer.Trainer._heed_requests = _end_after_two_steps  # type: ignore
     trainer.Trainer(experiment).run()
 
 

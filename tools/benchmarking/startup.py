@@ -2,15 +2,16 @@
 
 **Commands** run to their end: importing torch, camox, and both; the first use of a public name; help and schema.
 
-**To the first step** a launch runs: `camox train` and `accelerate launch camox/train.py` with the quickstart, unmodified
-but for logging every step, until the first line is in the run's `metrics.jsonl`; and a bare script by the same launcher,
-until it has written a file after its step. The script is the least that anybody would write with the same libraries:
-it imports torch, Accelerate, timm and albumentations, builds the quickstart's backbone from scratch, frozen as in its
-first phase, with one 1×1 convolution on it, and takes one step on a batch of noise of the quickstart's size. It checks,
-opens, saves, logs and announces nothing, starts no workers, and collects no garbage while it imports, as camox does not.
-**camox's own share** is the time of `camox train` less that of the bare script in the same round. So it holds all that
-camox does, the libraries that only camox wants (Weights & Biases starts too, offline), workers, the first batch, and of the
-first step what experts, decoder and objectives compute: an upper limit, which no import can be moved out of.
+**To the first step** a launch runs: `camox train` and `accelerate launch camox/train.py` with the quickstart, whose
+only change is that each step is logged, until the first line is in the run's `metrics.jsonl`; and a bare script by the
+same launcher, until it has written a file after its step. The script is the least that anybody would write with the
+same libraries: it imports torch, Accelerate, timm and albumentations, builds the quickstart's backbone from scratch,
+frozen as in its first phase, with one 1×1 convolution on it, and takes one step on a batch of noise of the quickstart's
+size. It checks, opens, saves, logs and announces nothing, starts no workers, and collects no garbage while it imports,
+as camox does not. **camox's own share** is the time of `camox train` less that of the bare script in the same round. So
+it holds all that camox does, the libraries that only camox wants (Weights & Biases starts too, offline), workers, the
+first batch, and of the first step what experts, decoder and objectives compute: an upper limit, which no import can be
+moved out of.
 
 **In parts** one process starts the quickstart as `camox/train.py` does, and is timed on the way
 (`benchmarking.start_in_parts`). What a library costs depends on the ones before it.
