@@ -89,6 +89,8 @@ class TrainingStep:
         self._window_meters = Meters()
         self._term_names: list[str] = []
         self._signs: list[Tensor] = []
+        # Walked once: a walk of all modules with each step takes longer than to clip what it finds.
+        self._parameters = list(network.named_parameters())
         self._norm_statistics = [
             buffer
             for module in network.modules()
@@ -114,7 +116,7 @@ class TrainingStep:
             if self.network.learns_routing:
                 choices.append(self._choices(output))
         self.accelerator.unscale_gradients(self.optimizer)
-        norms = clip_gradients(self.network.named_parameters(), controls.router_clip * self.router_clip, self.clip)
+        norms = clip_gradients(self._parameters, controls.router_clip * self.router_clip, self.clip)
         counts = torch.stack(choices).sum(dim=0) if choices else None
         loss, terms, counts = self._shared(counts, len(window))
         taken = self._judge(loss, terms, norms)
