@@ -31,7 +31,7 @@ from camox.errors import ExperimentError
 ROOT = Path(__file__).resolve().parents[2]
 PROCESS = Path(__file__).with_name("trainer_in_turns.py")
 QUICKSTART = "quickstart"
-STEPS = 4
+STEPS = 2
 """Steps of a turn, one of which is logged."""
 ONE, TWO, APART, EXCHANGE = "one process", "two processes", "two, no exchange", "exchange alone"
 LEAST = 0.85
