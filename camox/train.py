@@ -4,6 +4,7 @@ accelerate launch camox/train.py experiments/quickstart.toml [table.key=value â€
 """
 
 import argparse
+import gc
 import os
 import sys
 import traceback
@@ -80,8 +81,14 @@ def _run(options: argparse.Namespace) -> None:
 
         profile_experiment(experiment)
     else:
+        # What importing makes lives to the end. Looking for garbage among it takes a quarter of the time of importing,
+        # and a third of a second in each full collection later on.
+        gc.disable()
         from camox.training.trainer import Trainer
 
+        if __name__ == "__main__":  # else there are objects that are not ours to keep
+            gc.freeze()
+        gc.enable()
         Trainer(experiment, resume_from(options.resume, experiment.run_folder)).run()
 
 

@@ -7,9 +7,10 @@ python tools/benchmark.py step --from benchmarks/results/step.json --markdown do
 Suites: `step`, a whole training step, and the trainer's loop; `moe`, the mixtures of experts alone; `loader`, files and
 the cache of resized images against a plain pipeline; `checkpoint`, how long saving keeps training waiting; `inspect`,
 the command that looks for NaN in a checkpoint (on Linux); `measures`, how far our measures are from pysodmetrics, and
-how long both take. What is compared is timed in interleaved rounds. Steps, mixtures, loading and measures are timed by
-process time (on a GPU by its own clock), so that neither a slow minute nor a neighbour on the machine favours one of
-them; the others by wall time. The asked figures are stated for the default settings: with others they are not judged.
+how long both take; `startup`, from a command to the first step; `scaling`, two processes against one. What is compared
+is timed in interleaved rounds. Steps, mixtures, loading and measures are timed by process time (on a GPU by its own
+clock), so that neither a slow minute nor a neighbour on the machine favours one of them; the others by wall time. The
+asked figures are stated for the default settings: with others they are not judged.
 With `--from` nothing is measured: the tables of a results file are shown, or written into a page.
 """
 
@@ -38,7 +39,9 @@ from benchmarking.memory import measure_memory
 from benchmarking.moe import measure_mixtures
 from benchmarking.options import measure_options
 from benchmarking.report import Report, markdown_tables, show
+from benchmarking.scaling import measure_scaling
 from benchmarking.settings import PRECISIONS, Settings
+from benchmarking.startup import measure_startup
 from benchmarking.step import measure_steps
 from camox.errors import CamoxError, DataError
 from camox.training.environment import git_commit
@@ -55,6 +58,8 @@ SUITES: dict[str, Callable[[Settings], Report]] = {
     "measures": measure_measures,
     "options": measure_options,
     "memory": measure_memory,
+    "startup": measure_startup,
+    "scaling": measure_scaling,
 }
 USED = {
     "checkpoint": ("device", "backbone", "width", "rounds"),
@@ -62,6 +67,7 @@ USED = {
     "loader": ("image_size", "batch", "rounds"),
     "measures": ("device", "rounds"),
     "memory": ("device",),
+    "startup": ("rounds",),
 }
 """The settings that these suites have; the others have all but `megabytes`."""
 
@@ -119,7 +125,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         parser.error("--markdown needs --from FILE: measure with --json FILE first")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no CUDA device; leave the option out to measure on the CPU")
-    if options.device == "cuda" and options.suite in ("inspect", "loader"):
+    if options.device == "cuda" and options.suite in ("inspect", "loader", "scaling", "startup"):
         parser.error(
             f"--device cuda: suite {options.suite} reads files and computes nothing on a GPU; leave the option out"
         )

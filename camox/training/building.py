@@ -147,6 +147,8 @@ def wrap_for_training(network: CamoXpert, accelerator: Accelerator, frozen_stage
     network.train()
     # A 1×1 or depthwise kernel has the same order in memory under two kinds of strides; DDP doubts it at length.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    # Its new name, without which torch 2.14 has a remark for each rank and stage, is not known to torch 2.11.
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     # Not moved again: what holds the network's tensors (average, guards) would be left with copies nobody trains.
     shell: nn.Module = accelerator.prepare(TrainingShell(network), device_placement=[False])
     return shell

@@ -89,6 +89,8 @@ class TrainingStep:
         self._window_meters = Meters()
         self._term_names: list[str] = []
         self._signs: list[Tensor] = []
+        # Walked once: a walk of all modules with each step takes longer than to clip what it finds.
+        self._parameters = list(network.named_parameters())
         self._norm_statistics = [
             buffer
             for module in network.modules()
@@ -171,7 +173,7 @@ class TrainingStep:
 
     def _clip(self, router_limit: float) -> GradientNorms:
         self.accelerator.unscale_gradients(self.optimizer)
-        return clip_gradients(self.network.named_parameters(), router_limit, self.clip)
+        return clip_gradients(self._parameters, router_limit, self.clip)
 
     def _shared(self, counts: Tensor | None, window: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """The mean loss over micro-batches and ranks, which of its terms are finite on all of them, and the choices of

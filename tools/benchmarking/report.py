@@ -29,6 +29,8 @@ _HEADINGS = {
     "blocked_seconds": "training waits s",
     "safe_seconds": "safe after s",
     "disk_bytes": "MB on disk",
+    "images_per_second": "images/s",
+    "exchanged_bytes": "MB per step",
 }
 Rows = dict[str, dict[str, Any]]
 """Name of what was measured → figure → a number, `{"median", "least", "most"}` over rounds, or a text."""
@@ -81,6 +83,8 @@ def markdown_tables(document: Mapping[str, Any]) -> str:
     machine, versions, settings = document["machine"], document["versions"], document["settings"]
     if "megabytes" in settings:
         sizes = f"{settings['megabytes']} MB of weights"
+    elif settings.keys() == {"rounds"}:
+        sizes = "fresh processes"
     elif not settings.keys() & {"backbone", "image_size"}:
         sizes = "each on one core"
     elif "image_size" not in settings:
