@@ -50,8 +50,8 @@ def build_accelerator(experiment: Experiment) -> Accelerator:
             mixed_precision=_MIXED_PRECISION[choose_precision(precision.dtype)],
             gradient_accumulation_steps=1,
             kwargs_handlers=[
-                # Buffers are alike on all ranks, or each rank's own until `share_buffers`: sent with every step, they would
-                # make ranks wait for each other once more. Gradients that are views of what is sent need no copy.
+                # Buffers are alike on all ranks, or each rank's own until `share_buffers`: sent with every step, they
+                # would make ranks wait once more. Gradients that are views of what is sent need no copy.
                 DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
                 GradScalerKwargs(init_scale=precision.init_scale, growth_interval=precision.growth_interval),
                 InitProcessGroupKwargs(init_method=INIT_METHOD, timeout=timedelta(seconds=join_seconds())),
