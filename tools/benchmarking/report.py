@@ -124,6 +124,8 @@ def _tables(document: Mapping[str, Any]) -> Iterator[_Section]:
             spread = value if isinstance(value, dict) else {"median": value}
             ratios.append([figure, pair, *(_cell(spread.get(key)) for key in ("median", "least", "most"))])
     yield _Section(2, ratios)
+    if not document["targets"]:
+        return
     targets = [["target", "at most", "measured", "met"]]
     for target in document["targets"]:
         met = {True: "yes", False: "no", None: "–"}[target["met"]]
