@@ -3,12 +3,15 @@
 import csv
 import gc
 import subprocess
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
+
+from camox.errors import CamoxError
 
 STEPS = 3
 """Steps that are watched for waits, after as many that are not: the first ones allocate and choose kernels."""
@@ -119,11 +122,20 @@ def _profiled(work: Callable[[], object]) -> list[str]:
 
 
 def attempt(work: Callable[[], Result]) -> Result | str:
-    """What `work` gives, or in words why it cannot: what does not fit one card must not take the rest with it."""
+    """What `work` gives, or in words why it cannot; what is wrong in the call itself, a CamoxError, is raised.
+
+    Time on a GPU is rare: neither what does not fit the card nor a bug may take all other figures with it. Of anything
+    but a lack of memory the traceback goes to standard error.
+    """
     try:
         return work()
-    except RuntimeError as error:
-        why = OUT_OF_MEMORY if is_out_of_memory(error) else f"failed: {str(error).strip().splitlines()[0]}"
+    except CamoxError:
+        raise
+    except Exception as error:  # noqa: BLE001  told in the place of the figures
+        why = OUT_OF_MEMORY
+        if not is_out_of_memory(error):
+            why = f"failed: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            traceback.print_exc()
     # Only here are the frames gone that the error held, and with them their tensors.
     release_memory()
     return why

@@ -28,7 +28,8 @@ from camox.models.camoxpert import CamoXpert
 from camox.models.router import Router, Routing
 from camox.tracking.console import Console
 
-NETWORKS = ("sparse", "dense", "static", "no_experts", "channels_last", "sparse_compiled")
+COMPILED = "sparse_compiled"
+NETWORKS = ("sparse", "dense", "static", "no_experts", "channels_last", COMPILED)
 """The variants whose bare networks see one image at a time."""
 BATCHED = ("sparse", "dense", "static")
 """Those that see a whole batch as well."""
@@ -51,13 +52,13 @@ class TakenInTurn:
         return routing._replace(selected=self.pairs[numbers % len(self.pairs)])
 
 
-def measure_inference(settings: Settings) -> Report:
-    """Everything in interleaved rounds."""
-    networks = {name: eval_network(name, settings) for name in NETWORKS}
+def measure_inference(settings: Settings, names: Sequence[str] = NETWORKS) -> Report:
+    """Everything in interleaved rounds; `names` are the networks that see one image at a time."""
+    networks = {name: eval_network(name, settings) for name in names}
     turns = len(networks["sparse"].expert_names) // networks["sparse"].config["top_k"]
     single = [_images(1, settings) for _ in range(turns)]
     batches = [_images(settings.batch, settings) for _ in range(turns)]
-    works: dict[str, Work] = {name: _network(networks[name], single, settings) for name in NETWORKS}
+    works: dict[str, Work] = {name: _network(networks[name], single, settings) for name in names}
     images = dict.fromkeys(works, turns)
     for name in BATCHED:
         works[_batched(name, settings)] = _network(networks[name], batches, settings)
@@ -70,7 +71,7 @@ def measure_inference(settings: Settings) -> Report:
         samples = interleaved(works, settings.rounds, settings.torch_device)
     rows: Rows = {name: _row(samples[name], samples[UNIT], images[name]) for name in images}
     results = {"inference": rows, "unit": {UNIT: figures(samples[UNIT])}}
-    return Report(results, _ratios(samples, settings), [], settings.of_targets)
+    return Report(results, _ratios(samples, names, settings), [], settings.of_targets)
 
 
 def eval_network(name: str, settings: Settings) -> CamoXpert:
@@ -138,10 +139,10 @@ def _row(samples: Sequence[Sample], unit: Sequence[Sample], images: int) -> dict
     }
 
 
-def _ratios(samples: dict[str, list[Sample]], settings: Settings) -> Rows:
+def _ratios(samples: dict[str, list[Sample]], names: Sequence[str], settings: Settings) -> Rows:
     batched = {name: _batched(name, settings) for name in BATCHED}
     return {
-        "time": {f"sparse / {name}": ratio(samples["sparse"], samples[name]) for name in NETWORKS if name != "sparse"},
+        "time": {f"sparse / {name}": ratio(samples["sparse"], samples[name]) for name in names if name != "sparse"},
         "time around the network": {
             f"{name} / sparse": ratio(samples[name], samples["sparse"]) for name in (INFER, PREDICT)
         },

@@ -79,7 +79,9 @@ def show(document: Mapping[str, Any], console: Console) -> None:
 def markdown_tables(document: Mapping[str, Any]) -> str:
     """The same tables as Markdown, below a line that says with what and where they were measured."""
     machine, versions, settings = document["machine"], document["versions"], document["settings"]
-    if "megabytes" in settings:
+    if "parts" in document["results"]:
+        sizes = f"{settings['backbone']}, width {settings['width']}"
+    elif "megabytes" in settings:
         sizes = f"{settings['megabytes']} MB of weights"
     elif not settings.keys() & {"backbone", "image_size"}:
         sizes = "each on one core"
