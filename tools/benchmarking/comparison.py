@@ -27,7 +27,7 @@ LEAST_ROUNDS = 3
 ROUNDING = 1e-4
 """Relative difference of two counts that five significant digits do not tell apart."""
 
-WORSE, BETTER, GONE, NEW, LOST, WON = "worse", "better", "only in the old one", "only in the new one", "lost", "won"
+WORSE, BETTER, GONE, NEW, LOST, WON = "worse", "better", "gone", "new", "lost", "won"
 
 Document = Mapping[str, Any]
 
@@ -109,7 +109,7 @@ def show_comparison(found: Comparison, documents: tuple[Document, Document], con
         if lines:
             console.print(_table(heading, lines))
     better = sum(line.verdict == BETTER for line in found.ratios)
-    console.print(Text(f"{len(found.worse)} worse, {better} better, of {len(found.ratios)} ratios beyond the noise"))
+    console.print(Text(f"{len(found.worse)} worse, {better} better beyond the noise, of {len(found.ratios)} ratios"))
     for line in found.worse:
         console.print(Text(f"{line.verdict}: {line.title}, {line.what}: {line.old} became {line.new}"))
 

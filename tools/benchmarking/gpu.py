@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from benchmarking import cuda
 from benchmarking.cases import Machinery, measure_cases
-from benchmarking.inference import COMPILED, NETWORKS, measure_inference
+from benchmarking.inference import measure_inference
 from benchmarking.loop import BARE, TRAINER, measure_loops
 from benchmarking.measures import measure_measures
 from benchmarking.moe import measure_mixtures
@@ -95,7 +95,9 @@ def _parts(settings: Settings, plan: Plan) -> Iterator[Part]:
         yield Part("waits of the trainer", "waits", 20, partial(_waits, first))
     yield from _steps(settings, plan, compiled=False)
     yield Part("trainer and bare loop", "loop", 20, partial(_loops, first))
-    yield Part("inference", "inference", 25, partial(_titled, "inference", _inference, replace(first, batch=4)))
+    # What compiling brings is seen in the steps.
+    inference = partial(measure_inference, with_compiled=False)
+    yield Part("inference", "inference", 25, partial(_titled, "inference", inference, replace(first, batch=4)))
     yield Part("measures", "measures", 30, partial(_titled, "measures", measure_measures, settings))
     yield Part("mixtures", "mixtures", 50, partial(_titled, "mixtures", measure_mixtures, replace(first, rounds=3)))
     yield from _steps(settings, plan, compiled=True)
@@ -141,11 +143,6 @@ def _loops(settings: Settings) -> Report:
         [Target(f"loop time, {pair}", 1.05, share["median"])],
         judged=True,
     )
-
-
-def _inference(settings: Settings) -> Report:
-    """Without the compiled network: what compiling brings is seen in the steps."""
-    return measure_inference(settings, [name for name in NETWORKS if name != COMPILED])
 
 
 def _titled(name: str, measure: Callable[[Settings], Report], settings: Settings) -> Report:

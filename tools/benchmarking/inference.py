@@ -52,8 +52,9 @@ class TakenInTurn:
         return routing._replace(selected=self.pairs[numbers % len(self.pairs)])
 
 
-def measure_inference(settings: Settings, names: Sequence[str] = NETWORKS) -> Report:
-    """Everything in interleaved rounds; `names` are the networks that see one image at a time."""
+def measure_inference(settings: Settings, with_compiled: bool = True) -> Report:
+    """Everything in interleaved rounds."""
+    names = [name for name in NETWORKS if name != COMPILED or with_compiled]
     networks = {name: eval_network(name, settings) for name in names}
     turns = len(networks["sparse"].expert_names) // networks["sparse"].config["top_k"]
     single = [_images(1, settings) for _ in range(turns)]
