@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import nn
 
 from benchmark import main
-from benchmarking import cuda, gpu, networks, timing, waits
+from benchmarking import cases, cuda, gpu, networks, timing, waits
 from benchmarking.cases import COPY, PRODUCT, Machinery, measure_cases
 from benchmarking.counters import step_work
 from benchmarking.gpu import PARTS, Plan, measure_gpu
@@ -29,15 +29,19 @@ CASES = ("sparse", "dense", "static")
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """Fewer steps that do not count; a compiler would take minutes, so compiled networks are not."""
+    """Fewer steps that do not count."""
     monkeypatch.setattr(timing, "ROUTINGS", 1)
+    monkeypatch.setattr(cases, "TURN", 1)
     monkeypatch.setattr(cuda, "STEPS", 1)
     monkeypatch.setattr(cuda, "release_memory", lambda: None)
-    for name in CASES:
-        monkeypatch.setitem(networks.VARIANTS, f"{name}_compiled", networks.VARIANTS[name])
 
 
 # ---- cases
+
+
+def test_every_network_has_a_compiled_twin():
+    for name in cases.NETWORKS:
+        assert networks.VARIANTS[f"{name}_compiled"] == networks.VARIANTS[name] | {"compile": True}
 
 
 def test_steps_are_compared_with_one_another_and_with_the_device():
@@ -62,8 +66,24 @@ def test_steps_are_compared_with_one_another_and_with_the_device():
     assert shares[COPY]["least"] / 1.5 < of_copy < shares[COPY]["most"] * 1.5
 
 
+@pytest.fixture
+def played_steps(monkeypatch):
+    """Steps without networks; gives the names of those that are too large for the device."""
+    too_large = set()
+
+    def prepare(name, settings):
+        if name in too_large:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        x = torch.rand(32, 32)
+        return SimpleNamespace(step=lambda: x @ x)
+
+    monkeypatch.setattr(cases, "prepare", prepare)
+    return too_large
+
+
+@pytest.mark.usefixtures("played_steps")
 def test_compiled_steps_are_compared_with_the_ones_that_are_not(monkeypatch):
-    monkeypatch.setattr("benchmarking.cases.NETWORKS", ("sparse", "static"))
+    monkeypatch.setattr(cases, "NETWORKS", ("sparse", "static"))
     found = measure_cases(dataclasses.replace(TOY, precision="bf16"), SMALL, compiled=True)
     assert list(found.results["compiled steps"]) == ["64² bf16 sparse_compiled", "64² bf16 static_compiled"]
     assert set(found.ratios) == {"step time, 64² bf16"}
@@ -74,30 +94,24 @@ def test_compiled_steps_are_compared_with_the_ones_that_are_not(monkeypatch):
     }
 
 
-def test_a_network_that_does_not_fit_is_told_and_the_others_are_measured(monkeypatch):
-    prepare = measure_cases.__globals__["prepare"]
-
-    def too_large(name, settings):
-        if name == "dense":
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-        return prepare(name, settings)
-
-    monkeypatch.setitem(measure_cases.__globals__, "prepare", too_large)
+def test_a_network_that_does_not_fit_is_told_and_the_others_are_measured(played_steps):
+    played_steps.add("dense")
     found = measure_cases(TOY, SMALL, compiled=False)
     assert found.results["steps"]["64² fp32 dense"] == {"remark": "out of memory"}
     assert found.results["steps"]["64² fp32 sparse"]["ms / step"]["median"] > 0
     assert set(found.ratios["step time, 64² fp32"]) == {"sparse / static"}
 
 
+@pytest.mark.usefixtures("played_steps")
 def test_what_fits_alone_but_not_beside_the_others_is_not_timed(monkeypatch):
-    interleaved = measure_cases.__globals__["_interleaved"]
+    interleaved = cases._interleaved
 
     def crowded(names, *rest):
         if len(names) > 1:
             raise RuntimeError("CUDNN_STATUS_ALLOC_FAILED")
         return interleaved(names, *rest)
 
-    monkeypatch.setitem(measure_cases.__globals__, "_interleaved", crowded)
+    monkeypatch.setattr(cases, "_interleaved", crowded)
     rows = measure_cases(TOY, SMALL, compiled=False).results["steps"]
     assert sorted("ms / step" in row for row in rows.values()) == [False, False, True]
     assert sum("not timed" in row.get("remark", "") for row in rows.values()) == 2
@@ -244,20 +258,19 @@ def modes(monkeypatch):
     return found
 
 
-@pytest.mark.parametrize(("waiting", "per_step"), [(range(1, 21), 1.0), ((10, 20), 0.0), ((12, 13, 14), 3 / 9)])
+@pytest.mark.parametrize(("waiting", "per_step"), [(range(1, 9), 1.0), ((4, 6, 8), 1 / 3)])
 def test_waits_of_the_trainer_are_those_between_two_logged_steps(modes, monkeypatch, waiting, per_step):
+    monkeypatch.setattr(waits, "LOG_EVERY", 4)
     take = Trainer._heed_requests
 
     def heed(trainer):
-        if modes[-1:] == ["warn"] or trainer.at.step in (10, 20):
-            assert (modes[-1:] == ["warn"]) == (10 < trainer.at.step < 20)
+        assert (modes[-1:] == ["warn"]) == (4 < trainer.at.step < 8)
         if trainer.at.step in waiting and modes[-1:] == ["warn"]:
             warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
         take(trainer)
 
     monkeypatch.setattr(Trainer, "_heed_requests", heed)
-    small = dataclasses.replace(TOY, rounds=1)
-    assert waits.trainer_waits(small, "masked") == pytest.approx(per_step)
+    assert waits.trainer_waits(TOY, "masked") == pytest.approx(per_step)
     assert modes == ["warn", "default"]
 
 
