@@ -15,10 +15,11 @@ from torch import nn
 from benchmark import main
 from benchmarking import cases, cuda, gpu, networks, timing, waits
 from benchmarking.cases import COPY, PRODUCT, Machinery, measure_cases
-from benchmarking.counters import step_work
+from benchmarking.counters import StepWork, step_work
 from benchmarking.gpu import PARTS, Plan, measure_gpu
 from benchmarking.report import Report, Target, markdown_tables, show
 from benchmarking.settings import Settings
+from benchmarking.timing import Sample
 from camox.errors import ExperimentError
 from camox.training.trainer import Trainer
 
@@ -52,18 +53,20 @@ def test_steps_are_compared_with_one_another_and_with_the_device():
     assert rows["64² fp32 sparse"]["traffic_bytes"] < rows["64² fp32 dense"]["traffic_bytes"]
     assert set(ratios["step time, 64² fp32"]) == {"sparse / dense", "sparse / static"}
     assert set(found.results["units"]) == {f"64² fp32 {unit}" for unit in (PRODUCT, COPY)}
-    unit_seconds = {
-        unit: found.results["units"][f"64² fp32 {unit}"]["process_seconds"]["median"] for unit in (PRODUCT, COPY)
+    assert set(ratios) == {
+        "step time, 64² fp32",
+        *(f"share of the {unit}'s rate, 64² fp32" for unit in (PRODUCT, COPY)),
     }
-    row = rows["64² fp32 static"]
-    macs_per_second = 1e9 * TOY.batch * row["GMAC / image"] / (row["ms / step"]["median"] / 1000)
-    bytes_per_second = row["traffic_bytes"] / (row["ms / step"]["median"] / 1000)
-    shares = {unit: ratios[f"share of the {unit}'s rate, 64² fp32"]["static"] for unit in (PRODUCT, COPY)}
-    # Medians of quotients are not quotients of medians: the order of magnitude tells a wrong factor.
-    of_product = macs_per_second / (SMALL.product_side**3 / unit_seconds[PRODUCT])
-    of_copy = bytes_per_second / (2 * SMALL.copied_bytes / unit_seconds[COPY])
-    assert shares[PRODUCT]["least"] / 1.5 < of_product < shares[PRODUCT]["most"] * 1.5
-    assert shares[COPY]["least"] / 1.5 < of_copy < shares[COPY]["most"] * 1.5
+
+
+def test_shares_are_those_of_the_devices_own_rates():
+    # A product of 64³ in 1 s, a copy that moves twice 2¹⁶ bytes in 2 s; a step of half the work and bytes in 4 s.
+    seconds = {PRODUCT: 1, COPY: 2, "sparse": 4}
+    samples = {name: [Sample(taken, 0, None)] for name, taken in seconds.items()}
+    case = cases.Counted({}, StepWork(multiply_adds=64**3 // 2, traffic_bytes=2**16), 4.0)
+    shares = cases._shares("label", {"sparse": case}, samples, SMALL)
+    assert shares[f"share of the {PRODUCT}'s rate, label"]["sparse"]["median"] == 0.125
+    assert shares[f"share of the {COPY}'s rate, label"]["sparse"]["median"] == 0.25
 
 
 @pytest.fixture
