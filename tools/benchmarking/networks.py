@@ -17,9 +17,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "random": {"mode": "random"},
     "no_experts": {"scales": ()},
     "channels_last": {"channels_last": True},
-    "sparse_compiled": {"compile": True},
     "checkpointed": {"gradient_checkpointing": True},
     "per_image_loop": {"dispatch": "masked"},
+    "sparse_compiled": {"compile": True},
+    "dense_compiled": {"mode": "dense", "compile": True},
+    "static_compiled": {"mode": "static", "compile": True},
 }
 """Name → what is different from the default network; in `per_image_loop` a rival takes the mixtures' place."""
 

@@ -81,7 +81,9 @@ def show(document: Mapping[str, Any], console: Console) -> None:
 def markdown_tables(document: Mapping[str, Any]) -> str:
     """The same tables as Markdown, below a line that says with what and where they were measured."""
     machine, versions, settings = document["machine"], document["versions"], document["settings"]
-    if "megabytes" in settings:
+    if "parts" in document["results"]:
+        sizes = f"{settings['backbone']}, width {settings['width']}"
+    elif "megabytes" in settings:
         sizes = f"{settings['megabytes']} MB of weights"
     elif settings.keys() == {"rounds"}:
         sizes = "fresh processes"
@@ -132,6 +134,8 @@ def _tables(document: Mapping[str, Any]) -> Iterator[_Section]:
             spread = value if isinstance(value, dict) else {"median": value}
             ratios.append([figure, pair, *(_cell(spread.get(key)) for key in ("median", "least", "most"))])
     yield _Section(2, ratios)
+    if not document["targets"]:
+        return
     targets = [["target", "at most", "measured", "met"]]
     for target in document["targets"]:
         met = {True: "yes", False: "no", None: "–"}[target["met"]]
