@@ -107,7 +107,7 @@ def train(
     4 stopped early by a signal or its time limit, after saving: go on with `--resume auto`.
     """
     from camox.experiment import Experiment
-    from camox.training.launcher import launch, refuse_together
+    from camox.training.launching.launcher import launch, refuse_together
 
     refuse_together(profile=profile, check=check, resume=resume is not None)
     loaded = Experiment.load(experiment, overrides or [], output)

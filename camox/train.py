@@ -26,8 +26,8 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 from camox.errors import CamoxError, TrainingPaused
 from camox.experiment import Experiment
-from camox.training.launcher import refuse_together
-from camox.training.restarts import ended_before, note_end, resume_from
+from camox.training.launching.launcher import refuse_together
+from camox.training.launching.restarts import ended_before, note_end, resume_from
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -77,7 +77,7 @@ def _run(options: argparse.Namespace) -> None:
 
         check(experiment)
     elif options.profile:
-        from camox.training.profiling import profile_experiment
+        from camox.training.profiling.profiler import profile_experiment
 
         profile_experiment(experiment)
     else:

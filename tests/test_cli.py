@@ -139,7 +139,7 @@ def started(monkeypatch):
         calls.append((list(arguments), list(launcher_options)))
         return 4
 
-    monkeypatch.setattr("camox.training.launcher.launch", launch)
+    monkeypatch.setattr("camox.training.launching.launcher.launch", launch)
     return calls
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 
-from camox.training.rendezvous import be_patient, connecting, join_seconds
+from camox.training.launching.rendezvous import be_patient, connecting, join_seconds
 
 SAVE, STOP, TROUBLE = 0, 1, 2
 """What a process may ask all for: a checkpoint; a checkpoint and the end; to come together, as it has met an error."""

@@ -22,8 +22,8 @@ from camox.errors import CamoxError, ExperimentError
 from camox.experiment import Experiment
 from camox.experiment.experiment import differences
 from camox.training.environment import git_commit
-from camox.training.launched import require_launched
-from camox.training.rendezvous import INIT_METHOD, be_patient, connecting, join_seconds, this_process
+from camox.training.launching.launched import require_launched
+from camox.training.launching.rendezvous import INIT_METHOD, be_patient, connecting, join_seconds, this_process
 
 Result = TypeVar("Result")
 # What each machine may have its own of.

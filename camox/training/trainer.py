@@ -36,12 +36,13 @@ from camox.training.building import (
     wrap_for_training,
 )
 from camox.training.interruption import SAVE, STOP, TROUBLE, Interrupted, Requests
+from camox.training.launching.restarts import note_begun
+from camox.training.launching.sharing import require_shared
 from camox.training.memory import out_of_memory, try_largest_phases
 from camox.training.phases import begins_stage, controls_at, frozen_stages, phase_loader, phase_of, phase_sampler
 from camox.training.processes import Result, build_accelerator, once, patience, share_buffers, together
 from camox.training.replay import Attempted, Replays
 from camox.training.reporting import Reporter
-from camox.training.restarts import note_begun
 from camox.training.routing import RoutingWatch
 from camox.training.run_folder import RunFolder, outcome
 from camox.training.run_state import (
@@ -54,7 +55,6 @@ from camox.training.run_state import (
     other_ranks_notice,
 )
 from camox.training.schedule import Plateau, warmup_factor
-from camox.training.sharing import require_shared
 from camox.training.step import Controls
 from camox.training.stream_batches import Batches
 from camox.training.telemetry import Clock, Scores, reference_scales, score_values

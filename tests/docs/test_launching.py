@@ -12,7 +12,7 @@ from torch.distributed.run import get_args_parser
 
 from camox.experiment import Experiment
 from camox.train import parse
-from camox.training.launch_options import settle
+from camox.training.launching.options import settle
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "launching.md").read_text(encoding="utf-8")

@@ -14,7 +14,7 @@ from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launch
 
 from camox.experiment import Experiment
 from camox.train import parse
-from camox.training.launch_options import settle
+from camox.training.launching.options import settle
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "accelerate_configs"

@@ -15,7 +15,7 @@ from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DistributedType
 
 from camox.errors import ExperimentError
-from camox.training.rendezvous import join_seconds
+from camox.training.launching.rendezvous import join_seconds
 
 DEFAULT_PORT = 29500
 _SPLIT = {"use_deepspeed": "DeepSpeed", "use_fsdp": "FSDP", "use_megatron_lm": "Megatron-LM", "tpu": "TPU"}

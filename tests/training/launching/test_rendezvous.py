@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch.distributed import Store, TCPStore
 
 from camox.errors import ExperimentError, PeersMissing
-from camox.training import rendezvous
-from camox.training.rendezvous import join_seconds, roll_call
+from camox.training.launching import rendezvous
+from camox.training.launching.rendezvous import join_seconds, roll_call
 
 
 @pytest.fixture(scope="module")

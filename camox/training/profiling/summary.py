@@ -11,7 +11,7 @@ import torch
 from camox.experiment import Experiment, ResolvedPhase
 from camox.tracking.console import Console, counted
 from camox.training.environment import describe_environment
-from camox.training.profile_labels import (
+from camox.training.profiling.labels import (
     AVERAGE,
     BACKBONE,
     CLIPPING,
@@ -26,7 +26,7 @@ from camox.training.profile_labels import (
     REQUESTS,
     WAITING,
 )
-from camox.training.profile_parts import Breakdown, Cost
+from camox.training.profiling.parts import Breakdown, Cost
 
 _MIB = 2**20
 _OPERATORS = 10

@@ -8,7 +8,7 @@ from camox import train
 from camox.checkpoints import store
 from camox.errors import CamoxError, DataError, PeersMissing, TrainingPaused, TrainingStopped
 from camox.training import trainer
-from camox.training.restarts import ended_before, note_begun, note_end, resume_from
+from camox.training.launching.restarts import ended_before, note_begun, note_end, resume_from
 
 RUN = Path("nowhere")
 

@@ -15,7 +15,7 @@ from torch.distributed import DistError, PrefixStore, Store
 from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
 from camox.errors import ExperimentError, PeersMissing
-from camox.training.launched import port_taken
+from camox.training.launching.launched import port_taken
 
 _SCHEME = "camox"
 INIT_METHOD = f"{_SCHEME}://"

@@ -5,7 +5,7 @@ import torch.utils.checkpoint
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from camox.training.profile_labels import PREFIX, Labels
+from camox.training.profiling.labels import PREFIX, Labels
 
 
 def labels_while(work) -> list[str]:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from camox.training.profile_labels import BACKWARD, BETWEEN, LOGGING, PREFIX, REDUCTION, part_of
+from camox.training.profiling.labels import BACKWARD, BETWEEN, LOGGING, PREFIX, REDUCTION, part_of
 
 _STEP = "ProfilerStep#"
 _DERIVATIVE = "autograd::engine::evaluate_function: "

@@ -12,9 +12,9 @@ import pytest
 from camox.experiment import Experiment
 from camox.models.camoxpert import DEFAULT_EXPERTS
 from camox.train import main
-from camox.training import profiling
-from camox.training.profile_labels import PARTS, PREFIX
-from camox.training.profiling import stages_of
+from camox.training.profiling import profiler
+from camox.training.profiling.labels import PARTS, PREFIX
+from camox.training.profiling.profiler import stages_of
 from tests.conftest import TINY_EXPERIMENT
 from tests.distributed.test_two_ranks import launch
 
@@ -54,7 +54,7 @@ def profiled(tmp_path_factory) -> dict[str, Any]:
     left.touch()
     with pytest.MonkeyPatch.context() as patched:
         for name, steps in (("FIRST", 1), ("UNRECORDED", 1), ("RECORDED", RECORDED)):
-            patched.setattr(profiling, name, steps)
+            patched.setattr(profiler, name, steps)
         code = main([*arguments, "--profile"])
     return {
         "code": code,
@@ -148,13 +148,13 @@ def test_it_goes_with_neither_check_nor_resume(profiled, capsys, others):
 
 
 def test_a_signal_ends_it_and_saves_nothing(tiny_experiment, monkeypatch, tmp_path, capsys):
-    taken = profiling._Recorder.step
+    taken = profiler._Recorder.step
 
     def stop(self):
         os.kill(os.getpid(), signal.SIGTERM)
         taken(self)
 
-    monkeypatch.setattr(profiling._Recorder, "step", stop)
+    monkeypatch.setattr(profiler._Recorder, "step", stop)
     tiny_experiment()
     assert main([str(tmp_path / "tiny.toml"), "--output", str(tmp_path / "runs"), "--profile"]) == 4
     assert "nothing was trained" in capsys.readouterr().err

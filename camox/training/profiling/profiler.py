@@ -26,9 +26,9 @@ from camox.experiment import Experiment, ResolvedPhase
 from camox.stability.guards import Finding
 from camox.training.interruption import STOP
 from camox.training.phases import frozen_stages, phase_of
-from camox.training.profile_labels import DEVICE, REQUESTS, Labels
-from camox.training.profile_parts import Breakdown, break_down
-from camox.training.profile_summary import Recorded, Setting, as_json, show
+from camox.training.profiling.labels import DEVICE, REQUESTS, Labels
+from camox.training.profiling.parts import Breakdown, break_down
+from camox.training.profiling.summary import Recorded, Setting, as_json, show
 from camox.training.run_folder import RunFolder
 from camox.training.step import Controls
 from camox.training.telemetry import Clock

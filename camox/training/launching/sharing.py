@@ -7,8 +7,8 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from camox.errors import ExperimentError
+from camox.training.launching.rendezvous import this_process
 from camox.training.processes import once, together
-from camox.training.rendezvous import this_process
 
 # What another machine has just written may take a network's file system that long to show.
 _PATIENCE = 60.0

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from camox.training.profile_labels import BACKWARD, BETWEEN, LOGGING, PREFIX, REDUCTION, WAITING
-from camox.training.profile_parts import Span, break_down, segments
+from camox.training.profiling.labels import BACKWARD, BETWEEN, LOGGING, PREFIX, REDUCTION, WAITING
+from camox.training.profiling.parts import Span, break_down, segments
 
 HOST, ENGINE = 1, 2
 

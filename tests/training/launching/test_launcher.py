@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from camox.training import launcher
+from camox.training.launching import launcher
 
 # Stands for camox/train.py: writes its end into the folder that its argument names, as a run does.
 SCRIPT = """
@@ -38,7 +38,7 @@ FAKE_LAUNCHER = "import subprocess, sys; sys.exit(1 if subprocess.Popen([sys.exe
 # Stands for `camox train`.
 PARENT = """
 import pathlib, signal, sys
-from camox.training import launcher
+from camox.training.launching import launcher
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 script, fake, run = sys.argv[1:]
 launcher.TRAIN_SCRIPT = pathlib.Path(script)

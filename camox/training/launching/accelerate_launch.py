@@ -12,7 +12,7 @@ from pathlib import Path
 
 # Run as a script, its folder comes first on the path and would shadow packages with the names of its files.
 if __name__ == "__main__" and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
+    sys.path[0] = str(Path(__file__).resolve().parents[3])
 
 from accelerate.commands.launch import launch_command
 from torch.distributed import DistError
@@ -20,8 +20,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import RendezvousError
 
 from camox.errors import ExperimentError
-from camox.training.launch_options import local_processes, settle
-from camox.training.rendezvous import REMEDY, first_line, join_seconds
+from camox.training.launching.options import local_processes, settle
+from camox.training.launching.rendezvous import REMEDY, first_line, join_seconds
 
 
 def main(arguments: Sequence[str]) -> int:

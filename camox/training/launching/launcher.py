@@ -14,7 +14,7 @@ import psutil
 
 from camox.errors import ExperimentError
 
-TRAIN_SCRIPT = Path(__file__).resolve().parents[1] / "train.py"
+TRAIN_SCRIPT = Path(__file__).resolve().parents[2] / "train.py"
 _LAUNCH_SCRIPT = Path(__file__).resolve().parent / "accelerate_launch.py"
 EXIT_CODE_FILE = "CAMOX_EXIT_CODE_FILE"
 STARTED_BY = "CAMOX_STARTED_BY"

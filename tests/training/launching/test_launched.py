@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from camox.errors import ExperimentError
-from camox.training.launched import require_launched
-from camox.training.launcher import TRAIN_SCRIPT
+from camox.training.launching.launched import require_launched
+from camox.training.launching.launcher import TRAIN_SCRIPT
 
 SECOND_OF_TWO = {
     "WORLD_SIZE": "2",

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from camox.tracking.console import Console
-from camox.training.profile_parts import Breakdown, Cost
-from camox.training.profile_summary import Recorded, Setting, as_json, findings, show
+from camox.training.profiling.parts import Breakdown, Cost
+from camox.training.profiling.summary import Recorded, Setting, as_json, findings, show
 
 NETWORK = {"backbone": 40.0, "experts: edge, stride 4": 30.0, "experts: edge, stride 8": 10.0, "decoder": 20.0}
 

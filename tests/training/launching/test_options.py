@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from camox.errors import ExperimentError
-from camox.training import accelerate_launch, launch_options
-from camox.training.launch_options import local_processes, settle
+from camox.training.launching import accelerate_launch, options
+from camox.training.launching.options import local_processes, settle
 
 TWO_GPUS = "distributed_type: MULTI_GPU\nnum_processes: 2\nmain_process_port: 0\n"
 TWO_MACHINES = "distributed_type: MULTI_GPU\nnum_processes: 4\nnum_machines: 2\n"
@@ -19,7 +19,7 @@ FIRST = ["--machine_rank", "0", "--main_process_ip", "127.0.0.1"]
 def two_gpus(monkeypatch, tmp_path):
     """A machine with two GPUs on which `accelerate config` was never run."""
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
-    monkeypatch.setattr(launch_options, "default_config_file", str(tmp_path / "default_config.yaml"))
+    monkeypatch.setattr(options, "default_config_file", str(tmp_path / "default_config.yaml"))
     for name in ("WORLD_SIZE", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "ACCELERATE_USE_CPU", "CAMOX_EXPECTED_PROCESSES"):
         monkeypatch.setenv(name, "")  # for monkeypatch to put back
         monkeypatch.delenv(name)
@@ -71,9 +71,7 @@ def test_processes_are_those_of_options_else_file_else_gpus(settled, options, fi
 def test_the_file_of_accelerate_config_counts(settled, monkeypatch, tmp_path):
     file = tmp_path / "default_config.yaml"
     file.write_text('distributed_type: "NO"\nnum_processes: 1\nmixed_precision: bf16\n')
-    monkeypatch.setattr(
-        launch_options, "load_config_from_file", lambda given: launch_options.ClusterConfig.from_yaml_file(given)
-    )
+    monkeypatch.setattr(options, "load_config_from_file", lambda given: options.ClusterConfig.from_yaml_file(given))
     assert settled().num_processes == 1
 
 

@@ -1,0 +1,1 @@
+"""From a command to processes that have found each other and agree on what they train."""
