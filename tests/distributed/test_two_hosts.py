@@ -82,6 +82,11 @@ def kinds(run: Path) -> list[str]:
     return [event["kind"] for event in events if event["kind"] in ("start", "stall", "resume", "end")]
 
 
+def assert_went_on_once(run: Path) -> None:
+    """The process that was left may have come to say how it ended, or not."""
+    assert kinds(run) in (["start", "resume", "end"], ["start", "end", "resume", "end"])
+
+
 def end_of(run: Path) -> dict[str, object]:
     return json.loads((run / "exit.json").read_text())
 
@@ -101,9 +106,7 @@ def test_a_killed_process_is_restarted_with_the_other_and_the_run_is_the_same(ho
     (process,) = jobs[victim].trainers()
     process.kill()
     assert [job.end(300) for job in jobs] == [0, 0], said(jobs)
-    assert kinds(run)[0] == "start"
-    assert kinds(run)[-2:] == ["resume", "end"]
-    assert kinds(run).count("resume") == 1
+    assert_went_on_once(run)
     assert_same(run, whole)
 
 
@@ -113,7 +116,7 @@ def test_on_one_machine_a_killed_process_is_restarted_with_the_other(tmp_path, w
     script = str(ROOT / "tests/distributed/killed_ranks.py")
     done = launch(*RESTARTS, script, "2", str(file), "--output", str(tmp_path), timeout=400)
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
-    assert kinds(run) == ["start", "resume", "end"]
+    assert_went_on_once(run)
     assert_same(run, whole)
 
 

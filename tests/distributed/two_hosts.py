@@ -1,12 +1,13 @@
 """Two hosts on this machine: network namespaces with names and addresses of their own, joined by a cable."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -97,12 +98,9 @@ class Host:
 
     def leave(self) -> None:
         """Ends all that runs there."""
-        pids = subprocess.run(["ip", "netns", "pids", self.namespace], capture_output=True, text=True, check=False)
-        for pid in pids.stdout.split():
-            os.kill(int(pid), signal.SIGKILL)
+        _remove(self.namespace)
         for job in self._jobs:
             job.process.wait()
-        subprocess.run(["ip", "netns", "delete", self.namespace], capture_output=True, check=False)
 
 
 class Hosts:
@@ -140,6 +138,7 @@ def unavailable() -> str | None:
 @contextmanager
 def two_hosts(folder: Path) -> Iterator[Hosts]:
     """Makes them, and takes them away again with all that runs there."""
+    _remove_left()
     hosts = Hosts(folder)
     names = "".join(f"{host.address} {host.name}\n" for host in hosts.both)
     (folder / "hosts").write_text(f"127.0.0.1 localhost\n{names}")
@@ -157,6 +156,22 @@ def two_hosts(folder: Path) -> Iterator[Hosts]:
     finally:
         for host in hosts.both:
             host.leave()
+
+
+def _remove_left() -> None:
+    """Removes the hosts of tests that were killed."""
+    listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=False)
+    for name in (line.split()[0] for line in listed.stdout.splitlines() if line.strip()):
+        if (maker := re.fullmatch(r"camox-[ab]-(\d+)", name)) and not psutil.pid_exists(int(maker[1])):
+            _remove(name)
+
+
+def _remove(namespace: str) -> None:
+    pids = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True, check=False)
+    for pid in pids.stdout.split():
+        with suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGKILL)
+    subprocess.run(["ip", "netns", "delete", namespace], capture_output=True, check=False)
 
 
 def _neighbour(action: str, host: Host, peer: Host) -> list[str]:

@@ -7,13 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
+import torch
+import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.distributed import Store, TCPStore
+from torch.distributed import HashStore, Store, TCPStore
 
 from camox.errors import ExperimentError, PeersMissing
 from camox.training.launching import rendezvous
-from camox.training.launching.rendezvous import join_seconds, roll_call
+from camox.training.launching.rendezvous import be_patient, join_seconds, roll_call
 
 
 @pytest.fixture(scope="module")
@@ -113,3 +115,13 @@ def test_the_limit_is_five_minutes_unless_said_otherwise(monkeypatch):
     assert join_seconds() == 300
     monkeypatch.setitem(os.environ, "CAMOX_JOIN_SECONDS", "2.5")
     assert join_seconds() == 2.5
+
+
+def test_a_group_has_more_patience_once_it_is_connected():
+    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1, timeout=timedelta(seconds=3))
+    try:
+        be_patient(timedelta(seconds=50))
+        group = dist.distributed_c10d._get_default_group()._get_backend(torch.device("cpu"))
+        assert group.options._timeout == timedelta(seconds=50)
+    finally:
+        dist.destroy_process_group()
