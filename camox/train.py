@@ -7,7 +7,6 @@ import argparse
 import gc
 import os
 import sys
-import traceback
 from pathlib import Path
 
 # Run as a script, `camox/` itself comes first on the path and would shadow packages with its folders' names.
@@ -24,10 +23,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
-from camox.errors import CamoxError, TrainingPaused
 from camox.experiment import Experiment
+from camox.training.launching.ending import to_the_end
 from camox.training.launching.launcher import refuse_together
-from camox.training.launching.restarts import ended_before, note_end, resume_from
+from camox.training.launching.restarts import resume_from
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -46,28 +45,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str]) -> int:
     """Runs the experiment; returns the exit code."""
-    code = ended_before()
-    return _told(_attempt(arguments) if code is None else code)
-
-
-def _attempt(arguments: list[str]) -> int:
-    try:
-        _run(parse(arguments))
-    except CamoxError as error:
-        paused, rank = isinstance(error, TrainingPaused), os.environ.get("RANK", "0")
-        if os.environ.get("CAMOX_DEBUG") == "1" and not paused:
-            traceback.print_exc()
-        if rank == "0":
-            sys.stderr.write(f"{error}\n" if paused else f"error: {error}\n")
-        elif error.met_alone:
-            sys.stderr.write(f"error on process {rank}: {error}\n")
-        if error.is_final:
-            note_end(error.exit_code)
-        return error.exit_code
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted: go on from the last checkpoint with --resume auto\n")
-        return 130
-    return 0
+    return to_the_end(lambda: _run(parse(arguments)))
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -90,13 +68,6 @@ def _run(options: argparse.Namespace) -> None:
             gc.freeze()
         gc.enable()
         Trainer(experiment, resume_from(options.resume, experiment.run_folder)).run()
-
-
-def _told(code: int) -> int:
-    """Tells `camox train`, where that started us: the launcher between us turns every failure into 1."""
-    if file := os.environ.get("CAMOX_EXIT_CODE_FILE"):
-        Path(file).write_text(str(code))
-    return code
 
 
 if __name__ == "__main__":
