@@ -9,6 +9,12 @@ from camox.training.building import build_training_step
 from camox.training.trainer import Trainer
 
 
+@pytest.fixture
+def small(subject):
+    """The tiny experiment with experts at one scale only: counting goes by the number of operators."""
+    return lambda *overrides: subject("model.moe.scales=[4]", "model.refinement_steps=0", *overrides)
+
+
 @pytest.mark.parametrize(
     ("card", "gib"),
     [("T4", 14.6), ("t4", 14.6), ("a100-40gb", 39.4), ("rtx3090", 23.7), ("16GiB", 16), ("24 GB", 24), ("7.5g", 7.5)],
@@ -33,8 +39,8 @@ def test_the_largest_batch_fits_and_one_more_does_not():
     assert memory.needed(largest) <= 8 * GIB < memory.needed(largest + 1)
 
 
-def test_the_tiny_experiment_fits_a_t4(subject):
-    finding = check_estimates(subject(), "T4", 1)
+def test_the_tiny_experiment_fits_a_t4(small):
+    finding = check_estimates(small(), "T4", 1)
     assert finding.status == "pass"
     frozen, full = finding.values["phases"]["frozen"], finding.values["phases"]["full"]
     assert frozen["state_gib"] < full["state_gib"]
@@ -44,21 +50,21 @@ def test_the_tiny_experiment_fits_a_t4(subject):
     assert finding.values["measured_on"] in ("cpu", "cuda")
 
 
-def test_several_processes_hold_gradients_twice_and_sizes_count_as_the_largest(subject):
+def test_several_processes_hold_gradients_twice_and_sizes_count_as_the_largest(small):
     def full(*overrides, processes=1):
-        return check_estimates(subject(*overrides), "T4", processes).values["phases"]["full"]
+        return check_estimates(small(*overrides), "T4", processes).values["phases"]["full"]
 
     one, two = full("data.image_size=64"), full("data.multi_scale=[0.5, 2.0]", processes=2)
     assert two["activations_per_image_gib"] == pytest.approx(one["activations_per_image_gib"])
-    gradients = sum(p.nbytes for p in subject().network.parameters()) / GIB
+    gradients = sum(p.nbytes for p in small().network.parameters()) / GIB
     assert two["state_gib"] - one["state_gib"] == pytest.approx(gradients)
 
 
-def test_what_does_not_fit_is_said_with_how_many_would(subject, messages):
-    finding = check_estimates(subject(), "0.9GiB", 1)
+def test_what_does_not_fit_is_said_with_how_many_would(small, messages):
+    finding = check_estimates(small(), "0.9GiB", 1)
     assert finding.status == "pass"
-    largest = check_estimates(subject("precision.dtype=fp32"), "0.9GiB", 1).values["phases"]["full"]["largest_batch"]
-    broken = subject("precision.dtype=fp32", f"phases.full.batch_size={2 * largest}")
+    largest = check_estimates(small("precision.dtype=fp32"), "0.9GiB", 1).values["phases"]["full"]["largest_batch"]
+    broken = small("precision.dtype=fp32", f"phases.full.batch_size={2 * largest}")
     finding = check_estimates(broken, "0.9GiB", 1)
     assert finding.status == "fail"
     assert "phase full needs about" in messages(finding)

@@ -25,6 +25,7 @@ TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "options": ("performance.md", report.markdown_tables),
     "startup": ("performance.md", report.markdown_tables),
     "scaling": ("performance.md", report.markdown_tables),
+    "memory": ("memory.md", report.markdown_tables),
 }
 """Block, which is the name of its results too → its page, and what makes its tables."""
 
