@@ -49,6 +49,7 @@ def test_what_is_wrong_is_named_with_its_remedy_and_in_the_file(diagnose, tmp_pa
     )
 
 
+@pytest.mark.slow
 def test_numbers_that_are_not_finite_can_be_written(diagnose, tmp_path, monkeypatch):
     monkeypatch.setitem(composite.FINAL_TERMS, "structure", lambda logits, mask: logits.mean(dim=(1, 2, 3)) / 0 * 0)
     assert diagnose("--json", "report.json") == 1
@@ -61,6 +62,7 @@ def test_a_phase_that_cannot_take_a_step_is_found(diagnose, capfd):
     assert "lower batch_size to at most 8" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_range_test_draws_where_it_is_told(diagnose, tmp_path, capfd):
     assert diagnose("--lr-range") == 0
     assert (tmp_path / "tiny_lr_range.png").is_file()

@@ -53,6 +53,7 @@ def test_a_signal_to_one_rank_in_a_validation_ends_it_on_both(tmp_path):
     assert_resumes_as(whole, parts, file)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes_and_says_what_differs(tmp_path):
     """Of an epoch of eight samples four are done: two processes share the other four in two steps."""
     file = tmp_path / "tiny.toml"

@@ -41,6 +41,7 @@ def sections(run: Path) -> dict[int, str]:
     return {int(text.partition("process ")[2].partition(" ")[0]): text for text in texts}
 
 
+@pytest.mark.slow
 def test_an_elastic_launcher_restarts_a_stalled_job_which_goes_on_to_its_end(file):
     """Process 0 stalls as well, in a collective: what each is doing tells them apart."""
     run = file.parent / "tiny"
@@ -87,6 +88,7 @@ def test_an_error_in_one_process_ends_the_job_and_is_the_reason_given(file):
     assert ended(done, run) == (1, "process 1: ValueError: the camera bit")
 
 
+@pytest.mark.slow
 def test_memory_that_is_full_in_one_process_is_told_by_that_one(file):
     run = file.parent / "tiny"
     done = launch(SCRIPT, "fills", str(file), "--output", str(run.parent), timeout=200)

@@ -126,6 +126,7 @@ def rates_times(factor: float, steps: range) -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 def test_a_rate_far_too_high_for_ten_steps(run_both, clean_run, record):
     """Incident 4. Clipping alone survives 50 times the rate (IoU 0.60, where a clean run has 0.76); 200 times it does
     not. Late in the run, so that what is lost cannot be learned again, and without an average that remembers."""
