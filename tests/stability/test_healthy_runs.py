@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import fp16_accelerator
 
-RUNS, QUICK = 100, 10
+RUNS, QUICK = 100, 2
 EXPERIMENT = """
 [experiment]
 name = "healthy"
