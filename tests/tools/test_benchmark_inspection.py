@@ -13,6 +13,7 @@ from benchmarking import inspection
 from camox.errors import CheckpointError
 
 
+@pytest.mark.slow
 def test_inspect_measures_the_command_and_its_rivals(tmp_path, capsys):
     file = tmp_path / "inspect.json"
     assert main(["inspect", "--megabytes", "12", "--rounds", "2", "--json", str(file)]) == 0
