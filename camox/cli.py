@@ -94,6 +94,12 @@ def train(
     ] = None,
     output: Annotated[Path | None, typer.Option(metavar="DIR", help="In place of experiment.output.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Say what would be trained, and train nothing.")] = False,
+    profile: Annotated[
+        bool,
+        typer.Option(
+            "--profile", help="Take a few steps of every phase, say what they spend their time on, and train nothing."
+        ),
+    ] = False,
 ) -> None:
     """Train an experiment by `accelerate launch`.
 
@@ -101,18 +107,19 @@ def train(
     4 stopped early by a signal or its time limit, after saving: go on with `--resume auto`.
     """
     from camox.experiment import Experiment
+    from camox.training.launcher import launch, refuse_together
 
+    refuse_together(profile=profile, check=check, resume=resume is not None)
     loaded = Experiment.load(experiment, overrides or [], output)
     if check:
         from camox.training.check import check as check_experiment
 
         check_experiment(loaded)
         return
-    from camox.training.launcher import launch
-
     arguments = [str(experiment), *(overrides or [])]
     arguments += ["--resume", resume] if resume is not None else []
     arguments += ["--output", str(output)] if output is not None else []
+    arguments += ["--profile"] if profile else []
     raise typer.Exit(launch(arguments, context.obj or ()))
 
 

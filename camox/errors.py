@@ -12,10 +12,18 @@ class CamoxError(Exception):
     exit_code = 2
     met_alone = False
     """Whether one of several processes may meet it while the others know nothing of it: that one has to tell."""
+    is_final = True
+    """Whether another start by an elastic launcher would end the same way."""
 
 
 class ExperimentError(CamoxError):
     """An experiment file, an override or a combination of settings is wrong."""
+
+
+class PeersMissing(ExperimentError):  # noqa: N818  says what they are
+    """The processes of a run did not come together."""
+
+    is_final = False
 
 
 class DataError(CamoxError):

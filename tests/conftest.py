@@ -54,6 +54,11 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def fresh_accelerate_state() -> Iterator[None]:
     """Accelerate keeps its state in classes: without a reset, one test's precision is the next one's."""
     yield
+    forget_accelerate_state()
+
+
+def forget_accelerate_state() -> None:
+    """As in a process that has no accelerator yet."""
     if "accelerate.state" not in sys.modules:
         return
     from accelerate.state import AcceleratorState, GradientState, PartialState

@@ -168,6 +168,18 @@ def test_check_trains_nothing(started, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_profile_is_taken_by_the_processes_that_would_train(started, tmp_path):
+    assert main(["train", str(QUICKSTART), "--profile", "--output", str(tmp_path), "--", "--num_processes", "2"]) == 4
+    assert started == [([str(QUICKSTART), "--output", str(tmp_path), "--profile"], ["--num_processes", "2"])]
+
+
+@pytest.mark.parametrize("other", [["--check"], ["--resume", "auto"]])
+def test_a_profile_with_a_check_or_a_resume_is_refused_before_anything_starts(started, capfd, other):
+    assert main(["train", str(QUICKSTART), "--profile", *other]) == 2
+    assert f"leave out {other[0]}" in capfd.readouterr().err
+    assert not started
+
+
 @pytest.mark.parametrize(
     ("override", "problem", "remedy"),
     [

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, cast
@@ -180,6 +180,19 @@ class Experiment(Table):
         """Return the SHA-256, in hexadecimal, of all settings; equal exactly for equal experiments."""
         canonical = json.dumps(self.plain(), sort_keys=True, separators=(",", ":"), default=str)
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """`table.key` of what differs between two experiments; a table that is no dictionary (phases) is named whole."""
+    different = []
+    for table in sorted(a.keys() | b.keys()):
+        ours, theirs = a.get(table), b.get(table)
+        if isinstance(ours, dict) and isinstance(theirs, dict):
+            keys = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+            different += [f"{table}.{key}" for key in keys]
+        elif ours != theirs:
+            different.append(table)
+    return different
 
 
 def _escaped(value: Any) -> Any:

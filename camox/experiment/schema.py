@@ -96,8 +96,8 @@ class Balance(Table):
 
     kind: Literal["band", "switch", "importance", "none"] = "band"
     """With "band" experts whose load leaves `band` are helped by a bias and the load-balance loss reads a window of
-    images; "switch" is the loss of Switch Transformers, on each batch alone; "importance" the squared distance of the
-    mean probabilities from equal shares; with "none" nothing is done."""
+    images; "switch" is the loss of Switch Transformers, on each micro-batch (of all processes) alone; "importance" the
+    squared distance of its mean probabilities from equal shares; with "none" nothing is done."""
 
     coefficient: float = Field(default=1e-3, ge=0)
     """Weight of the load-balance loss once it is warmed up."""

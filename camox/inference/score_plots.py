@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from typing import TYPE_CHECKING, Any
 
 from camox.measures.breakdown import DatasetScores
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # The palette of Okabe and Ito, which people of any colour vision can tell apart; then the same with other lines.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -58,6 +58,8 @@ def draw_robustness(
     `of_measures`: measure → corruption → values at severities 1 to 5; `clean`: measure → value at 0. Raises OSError
     where the file cannot be written.
     """
+    from matplotlib.ticker import MaxNLocator
+
     figure, (panels,) = _figure(1, len(of_measures))
     for panel, (measure, of_kinds) in zip(panels, of_measures.items(), strict=True):
         for look, (kind, values) in zip(_STYLES, of_kinds.items(), strict=False):
@@ -72,8 +74,10 @@ def draw_robustness(
     figure.savefig(path, dpi=130, facecolor="white")
 
 
-def _figure(rows: int, columns: int) -> tuple[Figure, Any]:
+def _figure(rows: int, columns: int) -> "tuple[Figure, Any]":
     """A figure, by no pyplot: nothing global, no display; and its panels [rows, columns]."""
+    from matplotlib.figure import Figure  # takes a fifth of a second, and training only draws when it is done
+
     width, height = 4.2 * columns, 3.9 * rows
     figure = Figure(figsize=(width, height))
     # Margins in inches. Constrained layout would find the same ones and draw everything twice.
@@ -83,7 +87,7 @@ def _figure(rows: int, columns: int) -> tuple[Figure, Any]:
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def _furnish(panel: Axes, title: str, x: str, y: str) -> None:
+def _furnish(panel: "Axes", title: str, x: str, y: str) -> None:
     panel.set_title(title, loc="left", fontsize=11)
     panel.set_xlabel(x)
     panel.set_ylabel(y)

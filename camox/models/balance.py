@@ -5,7 +5,8 @@ violation of 0.72), so counts are smoothed over a window of images and the batch
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -72,9 +73,10 @@ class LoadBalance(nn.Module):
 class RoutingObjective:
     """What routers are asked beside the task: balance, few large logits, and, if wanted, use of all experts.
 
-    Every term reads the probabilities and logits of this rank and carries their gradient. "band" and "z_loss" are
-    linear in what ranks contribute, and loads are global and constant, so averaging gradients over ranks is exact; the
-    others are those of each micro-batch on each rank, averaged. The terms, each the mean over scales:
+    Gradients that are averaged over ranks are those of the batch of all ranks. "band" and "z_loss" are means over
+    images, loads being global and constant, so these are exact by themselves, over micro-batches too. The others are
+    functions of the batch's own shares, which are therefore averaged over ranks first, those of each micro-batch by
+    itself: what the other micro-batches of the step will choose is not known yet. The terms, each the mean over scales:
 
     * "balance" by `kind`, with `P` the mean probability of each of E experts over the batch:
       "band" `E · Σ load·P − 1`, load smoothed over a window of images and all ranks: 0 when balanced, 2 when two of six
@@ -92,8 +94,17 @@ class RoutingObjective:
         weights = {"z_loss": z_loss, "entropy": entropy, "mutual_information": mutual_information}
         self.weights = {name: weight for name, weight in weights.items() if weight > 0}
 
+    @property
+    def reads_the_batch(self) -> bool:
+        """Whether a term is no mean over images."""
+        return self.kind in ("switch", "importance") or not {"entropy", "mutual_information"}.isdisjoint(self.weights)
+
     def __call__(
-        self, routings: Mapping[int, Routing], loads: Mapping[int, Tensor], coefficient: float
+        self,
+        routings: Mapping[int, Routing],
+        loads: Mapping[int, Tensor],
+        coefficient: float,
+        mean_over_ranks: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum and the unweighted terms, 0-dimensional.
 
@@ -101,9 +112,16 @@ class RoutingObjective:
             routings: stride → decision for the batch.
             loads: stride → `[E]`, the running load of that scale.
             coefficient: weight of "balance" at this step.
+            mean_over_ranks: of a tensor, which carries no gradient; collective. Called once if `reads_the_batch`, else
+                never. Ranks have batches of one size. Without it the batch is this rank's.
         """
+        shares = {stride: _shares(routing, self.kind == "switch") for stride, routing in routings.items()}
+        if mean_over_ranks is not None and self.reads_the_batch:
+            shares = _of_all_ranks(shares, mean_over_ranks)
         terms = {
-            name: torch.stack([self._term(name, routing, loads[stride]) for stride, routing in routings.items()]).mean()
+            name: torch.stack(
+                [self._term(name, routing, shares[stride], loads[stride]) for stride, routing in routings.items()]
+            ).mean()
             for name in ("balance", *self.weights)
         }
         total = coefficient * terms["balance"]
@@ -111,11 +129,11 @@ class RoutingObjective:
             total = total + weight * terms[name]
         return total, terms
 
-    def _term(self, name: str, routing: Routing, load: Tensor) -> Tensor:
-        mean = routing.probabilities.mean(dim=0)
+    def _term(self, name: str, routing: Routing, shares: "_Shares", load: Tensor) -> Tensor:
+        mean = shares.probabilities
         match name:
             case "balance":
-                return self._balance(routing.selected, mean, load)
+                return self._balance(shares, load)
             case "z_loss":
                 return z_loss(routing.raw_logits)
             case "entropy":
@@ -124,15 +142,46 @@ class RoutingObjective:
                 return torch.special.entr(routing.probabilities).sum(dim=1).mean() - torch.special.entr(mean).sum()
         raise AssertionError(name)
 
-    def _balance(self, selected: Tensor, mean: Tensor, load: Tensor) -> Tensor:
+    def _balance(self, shares: "_Shares", load: Tensor) -> Tensor:
+        mean = shares.probabilities
         match self.kind:
             case "band":
                 return len(mean) * (load * mean).sum() - 1
             case "switch":
-                return len(mean) * (count_choices(selected, len(mean)) / selected.numel() * mean).sum() - 1
+                assert shares.choices is not None
+                return len(mean) * (shares.choices * mean).sum() - 1
             case "importance":
                 return (mean - 1 / len(mean)).square().sum()
         return mean.new_zeros(())
+
+
+class _Shares(NamedTuple):
+    """Of the E experts in a batch, `[E]` each, fp32."""
+
+    probabilities: Tensor
+    """Mean over images, with the gradient of this rank's."""
+
+    choices: Tensor | None = None
+    """Share of all (image, choice) pairs, where it is asked for; a constant."""
+
+
+def _shares(routing: Routing, choices: bool) -> _Shares:
+    mean = routing.probabilities.mean(dim=0)
+    if not choices:
+        return _Shares(mean)
+    return _Shares(mean, count_choices(routing.selected, len(mean)) / routing.selected.numel())
+
+
+def _of_all_ranks(shares: Mapping[int, _Shares], mean_over_ranks: Callable[[Tensor], Tensor]) -> dict[int, _Shares]:
+    """Shares in the batch of all ranks, by one reduction for all scales.
+
+    Their values are those of all ranks, their gradients those of this rank's images. Of R ranks, `P = Σ P_r / R`, so
+    the gradient wanted is `Σ ∂L/∂P · ∂P_r / R`: the mean over ranks of the one here, and nothing to reduce in the
+    backward pass.
+    """
+    ours = torch.stack([torch.stack([of for of in shared if of is not None]) for shared in shares.values()])
+    theirs = mean_over_ranks(ours.detach()) - ours.detach()
+    return {stride: _Shares(*values.unbind()) for stride, values in zip(shares, ours + theirs, strict=True)}
 
 
 def z_loss(raw_logits: Tensor) -> Tensor:

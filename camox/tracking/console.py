@@ -4,6 +4,7 @@ On a terminal: colour, one live line while training. Elsewhere (a log file, a pi
 interval and per validation, without control characters. Names of files and classes are never read as markup.
 """
 
+import errno
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -228,13 +229,25 @@ class Console:
 
 
 class _Steadfast(RichConsole):
-    """Goes on in silence where nobody reads any more, as after `| head`: a run must not end for that."""
+    """Goes on in silence where nobody reads any more, as after `| head` or in a closed terminal: a run must not end for
+    that."""
+
+    def _check_buffer(self) -> None:
+        try:
+            super()._check_buffer()
+        except OSError as error:
+            if error.errno != errno.EIO:  # what a terminal that was closed answers; pipes come by themselves
+                raise
+            self.on_broken_pipe()
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
-        # Or the interpreter fails at its end, when it writes out what is left.
+        # Or the interpreter fails at its end, when it writes out what is left; and so does whoever writes to the other
+        # of the two streams, where both go to the same place.
+        gone = self.file.fileno()
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self.file.fileno())
+        for stream in {gone, *(number for number in (1, 2) if os.path.sameopenfile(number, gone))}:
+            os.dup2(nowhere, stream)
         os.close(nowhere)
 
 

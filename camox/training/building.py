@@ -14,7 +14,7 @@ from camox.data.loading import EvalSet
 from camox.data.samples import Source
 from camox.data.sources import Subset, open_sources, open_training_sources
 from camox.data.streams import Reading, open_stream
-from camox.errors import CheckpointError, DataError
+from camox.errors import CheckpointError
 from camox.experiment import Experiment
 from camox.inference.loaded_model import load_model
 from camox.inference.selection import require_declared_selection
@@ -27,7 +27,7 @@ from camox.stability.watchdog import Watchdog
 from camox.training.ema import WeightAverage
 from camox.training.optimization import build_optimizer
 from camox.training.phases import TrainingShell
-from camox.training.processes import fail_together
+from camox.training.processes import together
 from camox.training.reporting import Reporter
 from camox.training.run_folder import RunFolder
 from camox.training.run_state import Position, RunState, Stateful, load_into
@@ -43,39 +43,48 @@ def open_data(
 
     Args:
         accelerator: of the processes that train, where training samples are to come from the experiment's cache, if it
-            has one; collective then. Of a streamed set it tells which part is this process's; without, it has all.
+            has one, and test sources must be there too; collective then. Of a streamed set it tells which part is this
+            process's; without, it has all.
         tell: is called with what a person should know while a cache is made.
 
     Raises:
         DataError: a source is missing, empty or not what its layout says, or the cache cannot be made.
         ExperimentError: checkpoints would be selected on test images, and the experiment does not say that they may.
     """
+    if accelerator is None:
+        return _open_data(experiment, rank=0, ranks=1)
+
+    def opened() -> tuple[Source | Subset | Reading, Source | Subset]:
+        sources = _open_data(experiment, accelerator.process_index, accelerator.num_processes)
+        _require_test_data(experiment)
+        return sources
+
+    # A machine that lacks the data would leave the others waiting for it.
+    train, held_out = together(opened)
+    data = experiment.data
+    if not data.cache or isinstance(train, Reading):
+        return train, held_out
+    whole, folder = train, Path(data.cache).expanduser()
+    sizes = [size for phase in experiment.phases_resolved() for size in phase.image_sizes]
+    return together(lambda: cached(whole, sizes, folder, data.cache_gib, data.workers, tell)), held_out
+
+
+def _open_data(experiment: Experiment, rank: int, ranks: int) -> tuple[Source | Subset | Reading, Source | Subset]:
     require_declared_selection(experiment)
     data = experiment.data
     if data.is_streamed:
         (streamed,) = data.train
-        rank = {} if accelerator is None else {"rank": accelerator.process_index, "ranks": accelerator.num_processes}
-        reading = Reading(open_stream(streamed.plain()), experiment.experiment.seed, **rank)
+        reading = Reading(open_stream(streamed.plain()), experiment.experiment.seed, rank=rank, ranks=ranks)
         return reading, open_sources([source.plain() for source in data.val])
-    train, held_out = open_training_sources(
+    return open_training_sources(
         [source.plain() for source in data.train],
         [source.plain() for source in data.val],
         data.val_fraction,
         experiment.experiment.seed,
     )
-    if not data.cache or accelerator is None:
-        return train, held_out
-    sizes = [size for phase in experiment.phases_resolved() for size in phase.image_sizes]
-    failure = None
-    try:
-        train = cached(train, sizes, Path(data.cache).expanduser(), data.cache_gib, data.workers, tell)
-    except DataError as error:
-        failure = error
-    fail_together(failure)
-    return train, held_out
 
 
-def require_test_data(experiment: Experiment) -> None:
+def _require_test_data(experiment: Experiment) -> None:
     """Opens the experiment's test sources, to find a wrong path now and not after 200 epochs.
 
     Raises:
@@ -138,6 +147,8 @@ def wrap_for_training(network: CamoXpert, accelerator: Accelerator, frozen_stage
     network.train()
     # A 1×1 or depthwise kernel has the same order in memory under two kinds of strides; DDP doubts it at length.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    # Its new name, without which torch 2.14 has a remark for each rank and stage, is not known to torch 2.11.
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     # Not moved again: what holds the network's tensors (average, guards) would be left with copies nobody trains.
     shell: nn.Module = accelerator.prepare(TrainingShell(network), device_placement=[False])
     return shell

@@ -1,6 +1,7 @@
 """An exponential moving average of the weights, with a decay that warms up and buffers that follow."""
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -36,17 +37,34 @@ class WeightAverage:
             decay = torch.minimum(decay, (1 + self.updates) / (10 + self.updates))
         share = torch.where(taken, 1 - decay, 0.0)
         self.updates += taken
-        ours, theirs = [a for _, a in self._pairs], [w for w, _ in self._pairs]
         # a + share·(w − a): with share 0 the average keeps its bits, as long as the weights are finite.
-        difference = torch._foreach_sub(theirs, ours)
-        torch._foreach_mul_(difference, share)
-        torch._foreach_add_(ours, difference)
+        (average_one_by_one if share.device.type == "cpu" else average_in_lists)(self._pairs, share)
         for weight, average in self._copies:
             average.copy_(weight)
 
     def state_tensors(self) -> dict[str, Tensor]:
         """The averaged network's weights and buffers by name."""
         return dict(self.model.state_dict())
+
+
+Pairs = Sequence[tuple[Tensor, Tensor]]
+"""Weight and average of each tensor."""
+
+
+def average_one_by_one(pairs: Pairs, share: Tensor) -> None:
+    """Moves each average by `share` (0-dim) of the way to its weight, in one pass over both; a GPU would launch a
+    kernel for each."""
+    for weight, average in pairs:
+        average.lerp_(weight, share)
+
+
+def average_in_lists(pairs: Pairs, share: Tensor) -> None:
+    """The same in a few kernels for all of them, by way of a copy of the model; that costs a CPU several times as
+    much."""
+    ours, theirs = [average for _, average in pairs], [weight for weight, _ in pairs]
+    difference = torch._foreach_sub(theirs, ours)
+    torch._foreach_mul_(difference, share)
+    torch._foreach_add_(ours, difference)
 
 
 def _pair(network: CamoXpert, average: CamoXpert, averaged: bool) -> list[tuple[Tensor, Tensor]]:

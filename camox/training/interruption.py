@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 
+from camox.training.rendezvous import be_patient, connecting, join_seconds
+
 SAVE, STOP, TROUBLE = 0, 1, 2
 """What a process may ask all for: a checkpoint; a checkpoint and the end; to come together, as it has met an error."""
 
@@ -90,8 +92,11 @@ class Agreement:
     """
 
     def __init__(self, accelerator: Accelerator, patience: timedelta):
-        several = accelerator.num_processes > 1
-        self._group: Any = dist.new_group(backend="gloo", timeout=patience) if several else None
+        self._group: Any = None
+        if accelerator.num_processes > 1:
+            with connecting():
+                self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=join_seconds()))
+            be_patient(patience, self._group)
         self._asked: tuple[torch.Tensor, Any] | None = None
 
     def exchange(self, *requests: int) -> set[int]:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.utils import (
+    DistributedDataParallelKwargs,
     GradScalerKwargs,
     InitProcessGroupKwargs,
     broadcast,
@@ -16,11 +17,17 @@ from accelerate.utils import (
     parse_flag_from_env,
 )
 
+import camox
 from camox.errors import CamoxError, ExperimentError
 from camox.experiment import Experiment
-from camox.training.rendezvous import init_method
+from camox.experiment.experiment import differences
+from camox.training.environment import git_commit
+from camox.training.launched import require_launched
+from camox.training.rendezvous import INIT_METHOD, be_patient, connecting, join_seconds, this_process
 
 Result = TypeVar("Result")
+# What each machine may have its own of.
+_MAY_DIFFER = {"data.cache", "data.workers"}
 _MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 # A rank may score or save for a while before it meets the others again.
 _PATIENCE = timedelta(minutes=30)
@@ -33,19 +40,34 @@ def build_accelerator(experiment: Experiment) -> Accelerator:
     one of an epoch.
 
     Raises:
-        ExperimentError: the launcher's number of processes is not what came to be.
+        ExperimentError: the launcher's number of processes is not what came to be, they do not get a connection to each
+            other, or were started with different experiments or versions of the code.
     """
+    require_launched(on_cpu=not _on_gpu())
     precision = experiment.precision
-    accelerator = Accelerator(
-        mixed_precision=_MIXED_PRECISION[choose_precision(precision.dtype)],
-        gradient_accumulation_steps=1,
-        kwargs_handlers=[
-            GradScalerKwargs(init_scale=precision.init_scale, growth_interval=precision.growth_interval),
-            InitProcessGroupKwargs(init_method=init_method(), timeout=patience(experiment)),
-        ],
-    )
+    with connecting():
+        accelerator = Accelerator(
+            mixed_precision=_MIXED_PRECISION[choose_precision(precision.dtype)],
+            gradient_accumulation_steps=1,
+            kwargs_handlers=[
+                # Buffers are alike on all ranks, or each rank's own until `share_buffers`: sent with every step, they
+                # would make ranks wait once more. Gradients that are views of what is sent need no copy.
+                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+                GradScalerKwargs(init_scale=precision.init_scale, growth_interval=precision.growth_interval),
+                InitProcessGroupKwargs(init_method=INIT_METHOD, timeout=timedelta(seconds=join_seconds())),
+            ],
+        )
     # The launcher's environment variable would override the argument and scale every loss down.
     accelerator.gradient_accumulation_steps = 1
+    if accelerator.num_processes > 1:
+        be_patient(patience(experiment))
+    together(lambda: _require_all(accelerator))
+    _require_same_experiment(accelerator, experiment)
+    return accelerator
+
+
+def _require_all(accelerator: Accelerator) -> None:
+    """Raises where fewer processes came to be than were asked for."""
     # What torchrun launched, and what `camox train` asked the launcher for.
     for announced in (os.environ.get("WORLD_SIZE", "1"), os.environ.get("CAMOX_EXPECTED_PROCESSES", "1")):
         if accelerator.num_processes < int(announced):
@@ -53,7 +75,26 @@ def build_accelerator(experiment: Experiment) -> Accelerator:
                 f"{announced} processes were launched but this one sees {accelerator.num_processes}: on a CPU start "
                 "with ACCELERATE_USE_CPU=true and --config_file accelerate_configs/cpu_2_processes.yaml"
             )
-    return accelerator
+
+
+def _require_same_experiment(accelerator: Accelerator, experiment: Experiment) -> None:
+    """Processes with other settings or code would wait for each other in different places, or average what does not
+    belong together. Collective."""
+    if accelerator.num_processes == 1:
+        return
+    code = {"camox": camox.__version__, "torch": torch.__version__, "git commit": git_commit()}
+    everyone = gather_object([(this_process(), experiment.plain(), code)])
+    first, settings, versions = everyone[0]
+    for other, theirs, their_versions in everyone[1:]:
+        changed = [key for key in differences(settings, theirs) if key not in _MAY_DIFFER]
+        # Code that was installed knows of no commit.
+        known = [name for name, version in versions.items() if None not in (version, their_versions[name])]
+        changed += [name for name in known if their_versions[name] != versions[name]]
+        if changed:
+            raise ExperimentError(
+                f"{other} differs from {first} in {', '.join(changed)}: start all processes with the same code, "
+                "experiment file and overrides"
+            )
 
 
 def patience(experiment: Experiment) -> timedelta:
@@ -116,6 +157,17 @@ def once(accelerator: Accelerator, action: Callable[[], Result]) -> Result:
     return answer[0]
 
 
+def together(action: Callable[[], Result]) -> Result:
+    """Does `action` on every process and gives each its result, or raises on all what failed on any. Collective."""
+    failure: Exception | None = None
+    try:
+        result = action()
+    except Exception as error:  # noqa: BLE001  raised again by `fail_together`
+        failure = error
+    fail_together(failure)
+    return result
+
+
 def fail_together(failure: Exception | None) -> None:
     """Raises on every process what failed on any; returns where nothing did. Collective.
 
@@ -125,11 +177,15 @@ def fail_together(failure: Exception | None) -> None:
     ours = None if failure is None else (_camox_kind(failure), str(failure))
     everything = gather_object([ours])
     if failure is not None:
+        if isinstance(failure, CamoxError):
+            failure.met_alone = False  # the main process tells it
         raise failure
     for rank, theirs in enumerate(everything):
         if theirs is not None:
             kind, message = theirs
-            raise ElsewhereError(f"process {rank}: {message}") if kind is None else kind(message)
+            # Of a process's own files and data; what is the main one's holds for all.
+            message = f"process {rank}: {message}" if rank or kind is None else message
+            raise (ElsewhereError if kind is None else kind)(message)
 
 
 class ElsewhereError(RuntimeError):

@@ -20,6 +20,7 @@ from camox.checkpoints.store import (
 )
 from camox.errors import CamoxError, CheckpointError, ExperimentError
 from camox.experiment import Experiment
+from camox.experiment.experiment import differences
 from camox.stability.recovery import Recovery
 from camox.stability.watchdog import MEETING_FOLDER
 from camox.training.environment import describe_environment
@@ -276,25 +277,12 @@ def _refuse_other_run(before: Path, experiment: Experiment) -> None:
     """A resume with other settings would be another run under the same name."""
     earlier = Experiment.load(before).plain()
     now = experiment.plain()
-    changed = [key for key in _differences(earlier, now) if key not in _FREE and key.partition(".")[0] != _FREE_TABLE]
+    changed = [key for key in differences(earlier, now) if key not in _FREE and key.partition(".")[0] != _FREE_TABLE]
     if changed:
         raise ExperimentError(
             f"{before.parent} was started with other settings of {', '.join(changed)}: resume with the same ones "
             f"(they are in {before}), or start a new run with another experiment.name"
         )
-
-
-def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """`table.key` of what differs between two experiments; a table that is no dictionary (phases) is named whole."""
-    different = []
-    for table in sorted(a.keys() | b.keys()):
-        ours, theirs = a.get(table), b.get(table)
-        if isinstance(ours, dict) and isinstance(theirs, dict):
-            keys = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
-            different += [f"{table}.{key}" for key in keys]
-        elif ours != theirs:
-            different.append(table)
-    return different
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

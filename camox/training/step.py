@@ -1,6 +1,6 @@
 """One optimizer step: accumulate, unscale once, clip by group, step or skip on every rank alike."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -89,6 +89,8 @@ class TrainingStep:
         self._window_meters = Meters()
         self._term_names: list[str] = []
         self._signs: list[Tensor] = []
+        # Walked once: a walk of all modules with each step takes longer than to clip what it finds.
+        self._parameters = list(network.named_parameters())
         self._norm_statistics = [
             buffer
             for module in network.modules()
@@ -107,14 +109,13 @@ class TrainingStep:
             # Gradients travel between ranks once per step, with the last micro-batch.
             with nullcontext() if last else self.accelerator.no_sync(shell):
                 output = shell(batch.images.float() / 255)
-                losses = self.losses(output, batch, controls.balance_coefficient)
+                losses = self.losses(output, batch, controls.balance_coefficient, self._mean_over_ranks)
                 self._meter_batch(output, batch, losses)
                 # The true length of the window: the short one at an epoch's end weighs as much per image.
                 self.accelerator.backward(losses[TOTAL] / len(window))
             if self.network.learns_routing:
                 choices.append(self._choices(output))
-        self.accelerator.unscale_gradients(self.optimizer)
-        norms = clip_gradients(self.network.named_parameters(), controls.router_clip * self.router_clip, self.clip)
+        norms = self._clip(controls.router_clip * self.router_clip)
         counts = torch.stack(choices).sum(dim=0) if choices else None
         loss, terms, counts = self._shared(counts, len(window))
         taken = self._judge(loss, terms, norms)
@@ -138,6 +139,8 @@ class TrainingStep:
             values[f"router/stride_{stride}/bias_max"] = network.balance(stride).bias.abs().max().item()
         if self.accelerator.scaler is not None:
             values["amp/scale"] = self.accelerator.scaler.get_scale()
+        if self.accelerator.device.type == "cuda":
+            values["memory/peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
         return values
 
     def restart(self) -> None:
@@ -168,6 +171,10 @@ class TrainingStep:
             for number, (taken, loss, norm, finite, spike, only_routers, *terms) in enumerate(rows)
         ]
 
+    def _clip(self, router_limit: float) -> GradientNorms:
+        self.accelerator.unscale_gradients(self.optimizer)
+        return clip_gradients(self._parameters, router_limit, self.clip)
+
     def _shared(self, counts: Tensor | None, window: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """The mean loss over micro-batches and ranks, which of its terms are finite on all of them, and the choices of
         all ranks: one reduction."""
@@ -194,17 +201,27 @@ class TrainingStep:
         self._signs.append(torch.cat([torch.stack([sign.float() for sign in signs]), terms.float()]))
         return taken
 
-    def losses(self, output: CamoXpertOutput, batch: TrainBatch, balance_coefficient: float) -> dict[str, Tensor]:
+    def losses(
+        self,
+        output: CamoXpertOutput,
+        batch: TrainBatch,
+        balance_coefficient: float,
+        mean_over_ranks: Callable[[Tensor], Tensor] | None = None,
+    ) -> dict[str, Tensor]:
         """What a micro-batch's output costs, `[]` each, by the names it is logged under; first the sum that is
-        minimised."""
+        minimised. Collective only with `mean_over_ranks`, which the routing objective says what it is for."""
         objective = self.objective(output, batch.masks, batch.weights)
         total, terms = objective.total, dict[str, Tensor]()
         if self.network.learns_routing:
             loads = {stride: self.network.balance(stride).load for stride in output.routing}
-            of_routing, terms = self.routing_objective(output.routing, loads, balance_coefficient)
+            of_routing, terms = self.routing_objective(output.routing, loads, balance_coefficient, mean_over_ranks)
             total = total + of_routing
         of_task = {f"loss/{name}": value for name, value in objective.terms.items()}
         return {TOTAL: total, **of_task} | {ROUTER_LOSSES[name]: value for name, value in terms.items()}
+
+    def _mean_over_ranks(self, values: Tensor) -> Tensor:
+        mean: Tensor = self.accelerator.reduce(values, "mean")
+        return mean
 
     def _choices(self, output: CamoXpertOutput) -> Tensor:
         experts = len(self.network.expert_names)

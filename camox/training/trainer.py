@@ -5,13 +5,14 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 
-from camox.checkpoints.store import Checkpoint, list_checkpoints
+from camox.checkpoints.store import list_checkpoints
 from camox.data.loading import TrainBatch
 from camox.errors import CheckpointError, DataError, NotFinite, OutOfMemory, TrainingPaused, TrainingStopped
 from camox.experiment import Experiment, ResolvedPhase
@@ -32,15 +33,15 @@ from camox.training.building import (
     build_validator,
     build_watchdog,
     open_data,
-    require_test_data,
     wrap_for_training,
 )
 from camox.training.interruption import SAVE, STOP, TROUBLE, Interrupted, Requests
 from camox.training.memory import out_of_memory, try_largest_phases
 from camox.training.phases import begins_stage, controls_at, frozen_stages, phase_loader, phase_of, phase_sampler
-from camox.training.processes import Result, build_accelerator, once, patience, share_buffers
+from camox.training.processes import Result, build_accelerator, once, patience, share_buffers, together
 from camox.training.replay import Attempted, Replays
 from camox.training.reporting import Reporter
+from camox.training.restarts import note_begun
 from camox.training.routing import RoutingWatch
 from camox.training.run_folder import RunFolder, outcome
 from camox.training.run_state import (
@@ -53,6 +54,7 @@ from camox.training.run_state import (
     other_ranks_notice,
 )
 from camox.training.schedule import Plateau, warmup_factor
+from camox.training.sharing import require_shared
 from camox.training.step import Controls
 from camox.training.stream_batches import Batches
 from camox.training.telemetry import Clock, Scores, reference_scales, score_values
@@ -92,9 +94,10 @@ class Trainer:
         with self.requests:
             checkpoint = once(self.accelerator, lambda: self.folder.open(self.experiment, self.resume))
             try:
+                require_shared(self.accelerator, self.folder.path)
                 self._build()
                 if checkpoint is not None:
-                    self._restore(open_to_resume(checkpoint))
+                    self._restore(checkpoint)
                 else:
                     self._recall()
                     self._adjust()
@@ -125,8 +128,7 @@ class Trainer:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
             torch.use_deterministic_algorithms(True, warn_only=True)
         self.train_source, self.held_out = open_data(experiment, accelerator, self.console.notice)
-        require_test_data(experiment)
-        self.network = build_network(experiment, accelerator.device)
+        self.network = together(lambda: build_network(experiment, accelerator.device))
         self.training_step = build_training_step(experiment, accelerator, self.network)
         self.optimizer, self.average = self.training_step.optimizer, self.training_step.average
         self.routing = RoutingWatch(self.network)
@@ -143,6 +145,7 @@ class Trainer:
         torch.manual_seed(settings.seed + accelerator.process_index)
 
     def _introduce(self) -> None:
+        note_begun()
         data = self.train_source, self.held_out
         announce(self.console, self.experiment, self.accelerator, self.network, *data, self.at)
         self.reporter.open(self.experiment, self.at)
@@ -224,7 +227,7 @@ class Trainer:
             self.watchdog.beat("loading data")
             with clock.waiting():
                 loaded = self._window(batches, phase.accumulate)
-                window = [batch.to(self.accelerator.device, non_blocking=True) for batch in loaded]
+                window = self._to_device(loaded)
             clock.images += sum(len(batch.weights) for batch in loaded)
             self.watch.began(at.step + 1, list(chain(*(batch.indices.tolist() for batch in loaded))))
             self.replays.note(Attempted.of(at.step + 1, at.epoch, loaded, controls))
@@ -271,6 +274,9 @@ class Trainer:
             self.watch.met(batch.problems)
         return window
 
+    def _to_device(self, window: list[TrainBatch]) -> list[TrainBatch]:
+        return [batch.to(self.accelerator.device, non_blocking=True) for batch in window]
+
     def _values(self, phase: ResolvedPhase, controls: Controls, position: float, clock: Clock) -> dict[str, Any]:
         """Reads the meters of the interval that ends here; between logged steps nothing waits for the device."""
         values: dict[str, Any] = self.training_step.interval_values(self.routing.costs)
@@ -285,8 +291,6 @@ class Trainer:
         }
         if "amp/scale" in values:
             values |= reference_scales(self.experiment.precision.min_scale)
-        if self.accelerator.device.type == "cuda":
-            values["memory/peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
         return values
 
     # ---- guards and recovery
@@ -338,7 +342,7 @@ class Trainer:
         changes = self.recovery.roll_back(at.step, suspects, len(self.train_source))
         books = self.recovery.state_dict()
         if source is not None:
-            self._restore(open_to_resume(source))
+            self._restore(source)
         elif self.beginning is not None:
             self.at = self.state.restore(self.beginning.state, self.beginning, "the beginning")
             once(self.accelerator, lambda: self.folder.set_aside_after(None))
@@ -413,8 +417,8 @@ class Trainer:
         except CheckpointError as error:
             raise self._stop("checkpoint", str(error)) from error
 
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        path = checkpoint.path
+    def _restore(self, path: Path) -> None:
+        checkpoint = together(lambda: open_to_resume(path))
         with checkpoint.restoring():
             self.at = self.state.restore(checkpoint.state, checkpoint, path)
         written, ranks = checkpoint.state["ranks"], self.accelerator.num_processes

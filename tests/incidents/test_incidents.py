@@ -22,9 +22,9 @@ def losses_times(factor_of: Callable[[int, Any], float]) -> Iterator[None]:
     """Multiplies the loss of each attempted step, counted from 1, before its backward pass."""
     losses, count = TrainingStep.losses, [0]
 
-    def changed(step: TrainingStep, output: Any, batch: Any, coefficient: float) -> dict[str, torch.Tensor]:
+    def changed(step: TrainingStep, output: Any, batch: Any, *arguments: Any) -> dict[str, torch.Tensor]:
         count[0] += 1
-        found = losses(step, output, batch, coefficient)
+        found = losses(step, output, batch, *arguments)
         return found | {TOTAL: found[TOTAL] * factor_of(count[0], batch)}
 
     with pytest.MonkeyPatch.context() as patch:

@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from benchmark import main
+from benchmark import SUITES, main
 from benchmarking import counters, cuda, loop, report, step, timing
 from benchmarking.counters import count_calls, multiply_adds, parameter_count
 from benchmarking.moe import Mixtures
@@ -394,6 +394,15 @@ def test_a_page_without_a_place_for_the_tables_is_left_alone(results, tmp_path, 
     assert main(["step", "--from", str(results), "--markdown", str(page)]) == 2
     assert "put the lines <!-- step --> and <!-- /step -->" in capsys.readouterr().err
     assert page.read_text() == "no markers\n"
+
+
+def test_every_suite_is_on_the_page_and_in_the_help(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    page, text = (SCRIPT.parents[1] / "docs" / "benchmarks.md").read_text(encoding="utf-8"), capsys.readouterr().out
+    for suite in SUITES:
+        assert f"| `{suite}` |" in page
+        assert f"`{suite}`" in text
 
 
 def test_help_names_the_defaults(capsys):

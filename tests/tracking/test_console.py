@@ -1,4 +1,5 @@
 import io
+import os
 import subprocess
 import sys
 from typing import Any
@@ -144,3 +145,26 @@ def test_a_reader_that_is_gone_ends_nothing():
         process.stdout.close()
         assert process.stderr.read() == b"went on\n"
     assert process.returncode == 0
+
+
+def test_a_closed_terminal_ends_no_run(tmp_path):
+    """As when an ssh connection or a notebook's cell goes away: its processes go on to save, and to tell their code."""
+    script = f"""
+import pathlib, sys, time
+from camox.tracking.console import Console
+console, folder = Console(), pathlib.Path({str(tmp_path)!r})
+console.notice("here")
+while not (folder / "closed").exists():
+    time.sleep(0.02)
+console.notice("nobody reads this")
+console.warning("nor this")
+sys.stderr.write("nor this, which train.py writes at its end")
+sys.exit(4)
+"""
+    ours, theirs = os.openpty()
+    with subprocess.Popen([sys.executable, "-c", script], stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        assert os.read(ours, 4) == b"here"
+        os.close(ours)
+        (tmp_path / "closed").touch()
+        assert process.wait(60) == 4

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from camox.models.camoxpert import CamoXpert
-from camox.training.ema import WeightAverage
+from camox.training.ema import WeightAverage, average_in_lists, average_one_by_one
 
 TAKEN, SKIPPED = torch.tensor(True), torch.tensor(False)
 
@@ -80,3 +82,19 @@ def test_it_takes_no_gradient_and_stays_in_eval_mode(network):
     average = WeightAverage(network, 0.9, True)
     assert not any(p.requires_grad for p in average.model.parameters())
     assert not any(module.training for module in average.model.modules())
+
+
+@given(share=st.floats(0, 1, width=32), seed=st.integers(0, 99))
+def test_both_ways_to_average_agree_and_a_share_of_zero_changes_nothing(share, seed):
+    generator = torch.Generator().manual_seed(seed)
+    pairs = [(torch.randn(5, generator=generator), torch.randn(5, generator=generator)) for _ in range(3)]
+    others = [(weight, average.clone()) for weight, average in pairs]
+    before = [average.clone() for _, average in pairs]
+    average_one_by_one(pairs, torch.tensor(share))
+    average_in_lists(others, torch.tensor(share))
+    for (weight, ours), (_, theirs), was in zip(pairs, others, before, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(ours, was + share * (weight - was), atol=1e-6, rtol=1e-6)
+        if share == 0:
+            assert torch.equal(ours, was)
+            assert torch.equal(theirs, was)

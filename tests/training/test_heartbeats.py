@@ -1,4 +1,4 @@
-"""Every part of a run that may take long beats, the ranks' patience outlasts the watchdog, and restarts meet anew."""
+"""Every part of a run that may take long beats, and the ranks' patience outlasts the watchdog."""
 
 from datetime import timedelta
 
@@ -6,7 +6,6 @@ import pytest
 from accelerate import Accelerator
 
 from camox.stability.watchdog import Watchdog
-from camox.training import rendezvous
 from camox.training.processes import patience
 from camox.training.trainer import Trainer
 
@@ -33,12 +32,3 @@ def test_a_run_beats_for_each_step_each_batch_of_validation_and_each_checkpoint(
 @pytest.mark.parametrize("limit", [0, 60, 7200])
 def test_processes_wait_longer_for_each_other_than_the_watchdog_does(tiny_experiment, limit):
     assert patience(tiny_experiment(f"stability.stall_seconds={limit}")) >= timedelta(seconds=limit, minutes=30)
-
-
-@pytest.mark.parametrize(
-    ("restarts", "machines", "expected"), [("0", "1", None), ("2", "1", "restarted://"), ("2", "4", None)]
-)
-def test_only_restarted_processes_of_one_machine_meet_under_another_name(monkeypatch, restarts, machines, expected):
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", restarts)
-    monkeypatch.setenv("GROUP_WORLD_SIZE", machines)
-    assert rendezvous.init_method() == expected

@@ -15,7 +15,7 @@ import json, os, pathlib, signal, sys, time
 run = pathlib.Path(sys.argv[1])
 def end(code):
     keys = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "CAMOX_STARTED_BY")
-    (run / "environment.json").write_text(json.dumps({key: os.environ[key] for key in keys}))
+    (run / "environment.json").write_text(json.dumps({key: os.environ.get(key) for key in keys}))
     pathlib.Path(os.environ["CAMOX_EXIT_CODE_FILE"]).write_text(str(code))
     sys.exit(code)
 if "wait" in sys.argv:
@@ -25,6 +25,13 @@ if "wait" in sys.argv:
     time.sleep(60)
     sys.exit(1)
 end(3)
+"""
+# Stands for it too: says what each of several processes was told.
+RANKS = """
+import json, os, pathlib, sys
+keys = ("WORLD_SIZE", "CAMOX_EXPECTED_PROCESSES", "ACCELERATE_USE_CPU")
+file = pathlib.Path(sys.argv[1]) / f"rank_{os.environ['RANK']}"
+file.write_text(json.dumps({key: os.environ[key] for key in keys}))
 """
 # Stands for `accelerate launch`: turns every failure into 1, and leaves its child at the first signal.
 FAKE_LAUNCHER = "import subprocess, sys; sys.exit(1 if subprocess.Popen([sys.executable, *sys.argv[1:]]).wait() else 0)"
@@ -51,13 +58,13 @@ def script(tmp_path):
 def no_accelerate_configuration(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "WORLD_SIZE", "ACCELERATE_USE_CPU"):
+        monkeypatch.delenv(name, raising=False)
 
 
 def test_the_runs_own_exit_code_comes_through_accelerate(monkeypatch, script, tmp_path, capfd):
     monkeypatch.setattr(launcher, "TRAIN_SCRIPT", script)
-    monkeypatch.setattr(launcher, "_cores", lambda: 3)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert launcher.launch([str(tmp_path)], ["--cpu"]) == 3
     environment = json.loads((tmp_path / "environment.json").read_text())
     assert environment == {"OMP_NUM_THREADS": "3", "OMP_WAIT_POLICY": "passive", "CAMOX_STARTED_BY": str(os.getpid())}
@@ -89,55 +96,36 @@ def test_a_killed_launcher_gives_the_shells_code(tmp_path):
     assert launcher.exit_code(tmp_path / "exit_code", -signal.SIGKILL) == 137
 
 
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [
-        ([], 1),
-        (["--num_processes", "4"], 4),
-        (["--num-processes=4"], 4),
-        (["--cpu", "--num_processes", "2"], 2),
-        (["--num_processes", "many"], 1),
-        (["--config_file", "{file}"], 2),
-        (["--config_file", "{file}", "--num_processes", "1"], 1),
-        (["--config_file", "nowhere.yaml"], 1),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
-)
-def test_processes_are_those_the_launcher_starts(tmp_path, options, expected):
-    file = tmp_path / "two.yaml"
-    file.write_text("distributed_type: MULTI_GPU\nnum_processes: 2\n")
-    assert launcher.processes([option.format(file=file) for option in options]) == expected
+def test_what_cannot_be_launched_ends_with_one_message_and_code_2(script, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(launcher, "TRAIN_SCRIPT", script)
+    assert launcher.launch([str(tmp_path)], ["--num_processes", "0"]) == 2
+    seen = capfd.readouterr()
+    assert seen.err == "error: num_processes is 0: there must be at least one process\n"
+    assert seen.out == ""
+    assert not (tmp_path / "environment.json").exists()
 
 
-@pytest.mark.parametrize(("visible", "expected"), [("", 1), ("0", 1), ("0,1,3", 3), ("-1", 1)])
-def test_without_options_there_is_a_process_per_gpu(monkeypatch, visible, expected):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert launcher.processes([]) == expected
+@pytest.mark.distributed
+def test_several_processes_on_the_cpu_need_no_file(script, tmp_path, monkeypatch, capfd):
+    """The launcher itself starts one process with these options."""
+    script.write_text(RANKS)
+    monkeypatch.setattr(launcher, "TRAIN_SCRIPT", script)
+    assert launcher.launch([str(tmp_path)], ["--cpu", "--num_processes", "2"]) == 0
+    assert {path.name for path in tmp_path.glob("rank_*")} == {"rank_0", "rank_1"}
+    expected = {"WORLD_SIZE": "2", "CAMOX_EXPECTED_PROCESSES": "2", "ACCELERATE_USE_CPU": "true"}
+    assert json.loads((tmp_path / "rank_1").read_text()) == expected
 
 
-def test_cores_are_shared_among_processes(monkeypatch):
-    monkeypatch.setattr(launcher, "_cores", lambda: 16)
-    assert launcher.environment(["--num_processes", "4"])["OMP_NUM_THREADS"] == "4"
-    assert launcher.environment(["--num_processes", "32"])["OMP_NUM_THREADS"] == "1"
-
-
-def test_the_users_threads_are_left_alone(monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
-    environment = launcher.environment([])
-    assert (environment["OMP_NUM_THREADS"], environment["OMP_WAIT_POLICY"]) == ("7", "active")
-
-
-def test_the_launcher_is_told_what_it_would_otherwise_remark_on():
-    line = launcher.command(["x.toml"], ["--num_processes", "2"])
-    assert line.count("--num_processes") == 1
-    assert line[line.index("--num_machines") + 1] == "1"
-    assert line[line.index("--mixed_precision") + 1] == "no"
-    assert line[-2:] == [str(launcher.TRAIN_SCRIPT), "x.toml"]
-
-
-def test_a_configuration_file_is_left_to_decide(tmp_path):
-    file = tmp_path / "two.yaml"
-    file.write_text("num_processes: 2\n")
-    line = launcher.command(["x.toml"], ["--config_file", str(file)])
-    assert not {"--num_processes", "--num_machines", "--mixed_precision"} & set(line)
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize(("end", "code", "told"), [("sys.exit(2)", 2, False), ("os.kill(os.getpid(), 9)", 1, True)])
+def test_the_launcher_tells_of_a_process_that_was_killed_and_not_of_one_that_told_itself(
+    script, tmp_path, monkeypatch, capfd, end, code, told
+):
+    wrote = 'pathlib.Path(os.environ["CAMOX_EXIT_CODE_FILE"]).write_text("2")' if not told else ""
+    script.write_text(f"import os, pathlib, sys\n{wrote}\n{end}\n")
+    monkeypatch.setattr(launcher, "TRAIN_SCRIPT", script)
+    assert launcher.launch([], ["--cpu", "--num_processes", "2"]) == code
+    seen = capfd.readouterr().err
+    assert "SIGKILL" in seen if told else seen == ""
+    assert "Traceback (most recent" not in seen

@@ -93,8 +93,8 @@ def test_in_a_run_of_half_precision_every_loss_is_that_of_its_output_in_fp32(
 ):
     losses, seen = TrainingStep.losses, list[tuple[Any, dict[str, Tensor], dict[str, Tensor]]]()
 
-    def compared(step: TrainingStep, output: Any, batch: Any, coefficient: float) -> dict[str, Tensor]:
-        found = losses(step, output, batch, coefficient)
+    def compared(step: TrainingStep, output: Any, *arguments: Any) -> dict[str, Tensor]:
+        found = losses(step, output, *arguments)
         heads = ("logits", "search", "boundary", "boundary_log_variance")
         whole = replace(
             output,
@@ -102,7 +102,7 @@ def test_in_a_run_of_half_precision_every_loss_is_that_of_its_output_in_fp32(
             **{name: [head.float() for head in getattr(output, name)] for name in ("deep", "refinements")},
         )
         with torch.autocast("cpu", enabled=False):
-            seen.append((output, found, losses(step, whole, batch, coefficient)))
+            seen.append((output, found, losses(step, whole, *arguments)))
         return found
 
     monkeypatch.setattr(TrainingStep, "losses", compared)

@@ -78,7 +78,9 @@ def test_fewer_processes_than_asked_for_are_an_error(monkeypatch, tiny_experimen
     """On a CPU `camox train … -- --num_processes 2` would quietly be one process, or two runs of the same name."""
     monkeypatch.setattr(processes, "Accelerator", lambda **_: Accelerator(cpu=True))
     assert processes.build_accelerator(tiny_experiment()).num_processes == 1
-    monkeypatch.setenv(variable, "2")
+    place = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for name, value in {variable: "2", **place}.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(ExperimentError, match=r"2 processes were launched but this one sees 1.*cpu_2_processes\.yaml"):
         processes.build_accelerator(tiny_experiment())
 

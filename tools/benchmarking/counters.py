@@ -4,12 +4,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import mean
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarking.timing import significant
@@ -61,6 +62,47 @@ def multiply_adds(forward: Callable[[], object]) -> int:
     with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=FOURIER_TRANSFORMS) as counter:
         forward()
     return int(counter.get_total_flops()) // 2
+
+
+class StepWork(NamedTuple):
+    """What a training step has to do, whatever it runs on."""
+
+    multiply_adds: int
+    """Of convolutions, matrix products and Fourier transforms, forward and backward."""
+
+    traffic_bytes: int
+    """All that operators read and write, each by itself."""
+
+
+def step_work(step: Callable[[], object]) -> StepWork:
+    """Counts one step, without gradient checkpointing: there work that is done twice would count twice."""
+    with FlopCounterMode(display=False, custom_mapping=FOURIER_TRANSFORMS) as counter, _Traffic() as traffic:
+        step()
+    return StepWork(int(counter.get_total_flops()) // 2, traffic.bytes)
+
+
+class _Traffic(TorchDispatchMode):
+    """Bytes of the tensors that operators take and give; views move nothing, and `empty` has written nothing yet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        aliases = [given.alias_info for given in func._schema.returns]
+        is_view = any(alias is not None and not alias.is_write for alias in aliases)
+        if not is_view and not func.overloadpacket.__name__.startswith(("empty", "new_empty")):
+            leaves = tree_leaves((args, kwargs, result))
+            self.bytes += sum(_bytes(leaf) for leaf in leaves if isinstance(leaf, Tensor))
+        return result
+
+
+def _bytes(tensor: Tensor) -> int:
+    """What is stored of it: an expanded dimension is read from the same place again and again."""
+    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """The experiment whose trainer and checkpoints are measured."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarking.settings import Settings
@@ -49,7 +50,9 @@ epochs = 1
 """
 
 
-def benchmark_experiment(settings: Settings, folder: Path, steps: int = 1, log_every: int = 1) -> Experiment:
+def benchmark_experiment(
+    settings: Settings, folder: Path, steps: int = 1, log_every: int = 1, overrides: Sequence[str] = ()
+) -> Experiment:
     """One epoch of so many steps with the defaults of a run, but for a constant learning rate and balance coefficient.
 
     Its file and its run are in `folder`.
@@ -71,4 +74,4 @@ def benchmark_experiment(settings: Settings, folder: Path, steps: int = 1, log_e
         ),
         encoding="utf-8",
     )
-    return Experiment.load(file, output=folder / "runs")
+    return Experiment.load(file, overrides, output=folder / "runs")

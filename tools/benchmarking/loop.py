@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
 from benchmarking.experiments import benchmark_experiment
-from benchmarking.settings import PRECISIONS, Settings
+from benchmarking.settings import Settings
 from benchmarking.timing import ROUTINGS, Sample, added_up, timed
 from camox.data.loading import TrainBatch
 from camox.experiment import Experiment, ResolvedPhase
@@ -92,8 +91,7 @@ class MeasuredTrainer(Trainer):
     """A trainer whose loader times it, and the bare loop in turn with it. Validates and saves nothing."""
 
     def __init__(self, experiment: Experiment, settings: Settings):
-        accelerator = Accelerator(cpu=not settings.on_gpu, mixed_precision=PRECISIONS[settings.precision])
-        super().__init__(experiment, accelerator=accelerator)
+        super().__init__(experiment, accelerator=settings.accelerator())
         self.settings = settings
         self.turn = STEPS if settings.on_gpu else 1
         self.batch = noise(settings)

@@ -16,9 +16,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "static": {"mode": "static"},
     "random": {"mode": "random"},
     "no_experts": {"scales": ()},
+    "channels_last": {"channels_last": True},
+    "checkpointed": {"gradient_checkpointing": True},
     "per_image_loop": {"dispatch": "masked"},
+    "sparse_compiled": {"compile": True},
+    "dense_compiled": {"mode": "dense", "compile": True},
+    "static_compiled": {"mode": "static", "compile": True},
 }
-"""Name → what is different from the default network; in the last one a rival takes the mixtures' place."""
+"""Name → what is different from the default network; in `per_image_loop` a rival takes the mixtures' place."""
 
 
 def build_network(name: str, settings: Settings) -> CamoXpert:

@@ -60,6 +60,16 @@ def likely_pair(seed: int, height: int, width: int, share: float) -> Pair:
     return np.rint(prediction * 255).clip(0, 255).astype(np.uint8), truth * np.uint8(255)
 
 
+def photograph(seed: int, height: int, width: int) -> np.ndarray:
+    """Noise at several scales, uint8 [H, W, 3]: to decode and to resize it costs what a photograph costs."""
+    rng = np.random.default_rng(seed)
+    pixels = np.full((height, width, 3), 120, np.float32)
+    for scale in (1, 4, 16, 64):
+        coarse = rng.normal(size=(height // scale + 1, width // scale + 1, 3)).astype(np.float32)
+        pixels += 14 * scale**0.5 * cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    return pixels.clip(0, 255).astype(np.uint8)
+
+
 def _smooth_noise(rng: np.random.Generator, shape: tuple[int, int], sigma: float) -> np.ndarray:
     noise = cv2.GaussianBlur(rng.random(shape, np.float32), (0, 0), sigma)
     return (noise - noise.mean()) / noise.std()

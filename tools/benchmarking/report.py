@@ -29,6 +29,8 @@ _HEADINGS = {
     "blocked_seconds": "training waits s",
     "safe_seconds": "safe after s",
     "disk_bytes": "MB on disk",
+    "images_per_second": "images/s",
+    "exchanged_bytes": "MB per step",
 }
 Rows = dict[str, dict[str, Any]]
 """Name of what was measured → figure → a number, `{"median", "least", "most"}` over rounds, or a text."""
@@ -79,8 +81,12 @@ def show(document: Mapping[str, Any], console: Console) -> None:
 def markdown_tables(document: Mapping[str, Any]) -> str:
     """The same tables as Markdown, below a line that says with what and where they were measured."""
     machine, versions, settings = document["machine"], document["versions"], document["settings"]
-    if "megabytes" in settings:
+    if "parts" in document["results"]:
+        sizes = f"{settings['backbone']}, width {settings['width']}"
+    elif "megabytes" in settings:
         sizes = f"{settings['megabytes']} MB of weights"
+    elif settings.keys() == {"rounds"}:
+        sizes = "fresh processes"
     elif not settings.keys() & {"backbone", "image_size"}:
         sizes = "each on one core"
     elif "image_size" not in settings:
@@ -128,6 +134,8 @@ def _tables(document: Mapping[str, Any]) -> Iterator[_Section]:
             spread = value if isinstance(value, dict) else {"median": value}
             ratios.append([figure, pair, *(_cell(spread.get(key)) for key in ("median", "least", "most"))])
     yield _Section(2, ratios)
+    if not document["targets"]:
+        return
     targets = [["target", "at most", "measured", "met"]]
     for target in document["targets"]:
         met = {True: "yes", False: "no", None: "–"}[target["met"]]

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 """Name of a number format → Accelerate's name for it."""
@@ -38,3 +40,8 @@ class Settings:
         """The context in which a forward pass has the chosen precision."""
         dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
         return torch.autocast(self.torch_device.type, dtype, enabled=self.precision != "fp32")
+
+    def accelerator(self) -> Accelerator:
+        """One of the chosen precision, whatever the one before had: Accelerate keeps one for the whole process."""
+        AcceleratorState._reset_state()
+        return Accelerator(cpu=not self.on_gpu, mixed_precision=PRECISIONS[self.precision])

@@ -11,15 +11,13 @@ backward pass is timed: less than a step of the networks that are built on them.
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from accelerate import Accelerator
-
 from benchmarking import cuda
 from benchmarking.counters import forward_counts
 from benchmarking.loop import BARE, TRAINER, measure_loops, noise
 from benchmarking.networks import build_network
 from benchmarking.report import Report, Rows, Target, quotient
 from benchmarking.rivals import BACKBONES, backbone_step
-from benchmarking.settings import PRECISIONS, Settings
+from benchmarking.settings import Settings
 from benchmarking.timing import UNIT, Sample, Work, figures, interleaved, matrix_product, ratio, wall_ratio
 from camox.experiment.schema import Balance, Ema, Loss, Optimizer, Stability
 from camox.losses.composite import SegmentationObjective
@@ -39,6 +37,7 @@ class Variant(NamedTuple):
     """A network on its device, with what trains it on one batch."""
 
     network: CamoXpert
+    training_step: TrainingStep
     forward: Callable[[], object]
     step: Work
 
@@ -88,7 +87,7 @@ def _units(samples: Sequence[Sample], unit: Sequence[Sample], batch: int) -> dic
 def prepare(name: str, settings: Settings) -> Variant:
     """A variant of the network with an optimizer and a batch of noise of its own."""
     network = build_network(name, settings)
-    accelerator = Accelerator(cpu=not settings.on_gpu, mixed_precision=PRECISIONS[settings.precision])
+    accelerator = settings.accelerator()
     optimizer_settings, stability, balance = Optimizer(), Stability(), Balance()
     optimizer = build_optimizer(network, {}, optimizer_settings.weight_decay, optimizer_settings.betas, fused=True)
     training_step = TrainingStep(
@@ -108,6 +107,7 @@ def prepare(name: str, settings: Settings) -> Variant:
     batch = noise(settings).to(settings.torch_device)
     return Variant(
         network,
+        training_step,
         forward=lambda: shell(batch.images.float() / 255),
         step=lambda: training_step(shell, [batch], controls),
     )

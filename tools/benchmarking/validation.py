@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 import torch
 
-from benchmarking.pairs import likely_pair
+from benchmarking.pairs import likely_pair, photograph
 from benchmarking.reference import reference_measures
 from benchmarking.report import Report, Rows, Target
 from benchmarking.settings import Settings
@@ -109,20 +109,11 @@ def _write_photographs(folder: Path) -> torch.Tensor:
     for number in range(PHOTOGRAPHS):
         height, width = SIZES[number % len(SIZES)]
         prediction, truth = likely_pair(number, height, width, SHARES[number % len(SHARES)])
-        cv2.imwrite(f"{folder}/Imgs/{number:03}.jpg", _noise(number, height, width), [cv2.IMWRITE_JPEG_QUALITY, 90])
+        cv2.imwrite(f"{folder}/Imgs/{number:03}.jpg", photograph(number, height, width), [cv2.IMWRITE_JPEG_QUALITY, 90])
         cv2.imwrite(f"{folder}/GT/{number:03}.png", truth)
         small = cv2.resize(prediction, (INPUT, INPUT), interpolation=cv2.INTER_AREA)
         maps.append(small.astype(np.float32) / 255)
     return torch.from_numpy(np.stack(maps))
-
-
-def _noise(seed: int, height: int, width: int) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    pixels = np.full((height, width, 3), 120, np.float32)
-    for scale in (1, 4, 16, 64):
-        coarse = rng.normal(size=(height // scale + 1, width // scale + 1, 3)).astype(np.float32)
-        pixels += 14 * scale**0.5 * cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
-    return pixels.clip(0, 255).astype(np.uint8)
 
 
 def _validation(source: Any, maps: torch.Tensor, workers: int, score: Score) -> Work:

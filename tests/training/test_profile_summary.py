@@ -1,0 +1,92 @@
+"""What a profile advises: a sentence where there is something to do, none where there is not."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from camox.tracking.console import Console
+from camox.training.profile_parts import Breakdown, Cost
+from camox.training.profile_summary import Recorded, Setting, as_json, findings, show
+
+NETWORK = {"backbone": 40.0, "experts: edge, stride 4": 30.0, "experts: edge, stride 8": 10.0, "decoder": 20.0}
+
+
+def recorded(experiment: Any, on_gpu: bool = False, waits: float = 0.0, idle: float = 0.0, **parts: float) -> Recorded:
+    """A network that takes 100 ms, and so many ms of other parts, `_` for a space."""
+    times = NETWORK | {name.replace("_", " "): time for name, time in parts.items()}
+    labels = {
+        name: Cost(host=time, device=time if on_gpu else 0, calls=1, kernels=10, on_gpu=on_gpu)
+        for name, time in times.items()
+    }
+    labels["routers"] = Cost(waits=waits, idle=idle, on_gpu=on_gpu)
+    setting = Setting("full", 1, experiment.phases_resolved()[-1], 0, ranks=2)
+    operators = {"aten::convolution": Cost(host=70.0, device=60.0, calls=9), "aten::add": Cost(host=1.0)}
+    return Recorded(setting, Breakdown(labels, operators, on_gpu), 0.1, {"backbone": 2**21}, 0, Path("trace.json.gz"))
+
+
+def advice(experiment: Any, *args: Any, **parts: Any) -> str:
+    return "\n".join(findings(experiment, recorded(experiment, *args, **parts)))
+
+
+def test_nothing_is_advised_where_nothing_stands_out(tiny_experiment):
+    experiment = tiny_experiment("data.workers=2")
+    assert findings(experiment, recorded(experiment, decoder=100.0)) == [
+        "nothing stands out: the step is spent in the network"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts", "expected"),
+    [
+        ((), {"waiting_for_data": 40.0}, "29% of the time waits for data: images are loaded between the steps; set"),
+        (("data.workers=1000",), {"waiting_for_data": 40.0}, "set data.cache"),
+        (("data.workers=1000", 'data.cache="x"'), {"waiting_for_data": 40.0}, "make data.augment cheaper"),
+        (("data.workers=0",), {"waiting_for_data": 40.0, "on_gpu": True}, "set data.workers to"),
+        ((), {"gradient_reduction": 25.0}, "20% of the step waits for other ranks' gradients: raise optimizer.acc"),
+        ((), {"logging": 25.0}, "20% of the time goes into logging: raise tracking.log_every=1"),
+        (("optimizer.fused=false",), {"optimizer": 25.0}, "the optimizer takes 20% of the step and is not fused"),
+        ((), {"clipping": 15.0, "meters": 10.0}, "20% of the step does not depend on the batch"),
+        ((), {"backbone": 900.0}, "the backbone takes 94% of the step"),
+        ((), {"on_gpu": True, "idle": 100.0}, "the GPU stands idle for 50% of the step while the host launches 40 ker"),
+        ((), {"on_gpu": True, "waits": 3.0}, "the host waits for the GPU 3 × a step, not 1 ×: routers 3"),
+    ],
+)
+def test_what_stands_out_is_told_with_what_to_do(tiny_experiment, overrides, parts, expected):
+    assert expected in advice(tiny_experiment(*overrides), **parts)
+
+
+def test_the_one_copy_of_the_routing_is_expected_and_other_waits_are_not(tiny_experiment):
+    assert "waits for the GPU" not in advice(tiny_experiment(), on_gpu=True, waits=1.0)
+    assert "1 × a step, not 0 ×" in advice(tiny_experiment('model.moe.dispatch="masked"'), on_gpu=True, waits=1.0)
+
+
+def test_tables_hold_parts_experts_operators_and_where_the_trace_is(tiny_experiment):
+    experiment, stream = tiny_experiment(), io.StringIO()
+    show(Console(stream=stream, width=100), experiment, [recorded(experiment, optimizer=25.0)])
+    text = stream.getvalue()
+    rows = [line.split() for line in text.splitlines()]
+    assert ["optimizer", "20.0%", "25", "1"] in rows
+    assert ["experts", "32.0%", "40", "2"] in rows
+    assert ["all", "100.0%", "125"] in rows
+    assert ["edge", "30", "10", "40"] in rows
+    assert ["aten::convolution", "70", "9"] in rows
+    assert "80 images/s" in text  # batch 4 × 2 ranks in 0.1 s
+    assert "trace.json.gz" in text
+
+
+def test_on_a_gpu_tables_hold_kernels_idle_time_and_memory(tiny_experiment):
+    experiment, stream = tiny_experiment(), io.StringIO()
+    show(Console(stream=stream, width=120), experiment, [recorded(experiment, on_gpu=True, idle=25.0, waits=1.0)])
+    rows = [line.split() for line in stream.getvalue().splitlines()]
+    assert ["backbone", "32.0%", "40", "40", "10", "0", "2", "1"] in rows
+    assert ["routers", "20.0%", "25", "25", "0", "1", "0", "0"] in rows
+
+
+def test_the_file_holds_what_is_shown(tiny_experiment):
+    experiment = tiny_experiment()
+    stage = as_json(experiment, [recorded(experiment, optimizer=25.0)])["stages"]["full"]
+    assert stage["parts"]["optimizer"]["total"] == 25.0
+    assert stage["labels"]["experts: edge, stride 4"]["host"] == 30.0
+    assert stage["findings"] == findings(experiment, recorded(experiment, optimizer=25.0))

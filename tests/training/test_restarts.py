@@ -1,0 +1,116 @@
+"""What an elastic launcher's next attempt knows of those before it."""
+
+from pathlib import Path
+
+import pytest
+
+from camox import train
+from camox.checkpoints import store
+from camox.errors import CamoxError, DataError, PeersMissing, TrainingPaused, TrainingStopped
+from camox.training import trainer
+from camox.training.restarts import ended_before, note_begun, note_end, resume_from
+
+RUN = Path("nowhere")
+
+
+@pytest.fixture
+def attempt(monkeypatch, tmp_path):
+    """Makes this process one of an attempt of a launch, as torchrun's launcher tells it."""
+
+    def be(launch: str, number: int = 0, rank: int = 0) -> None:
+        folder = tmp_path / launch / f"attempt_{number}" / str(rank)
+        folder.mkdir(parents=True, exist_ok=True)
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(folder / "error.json"))
+
+    return be
+
+
+def test_an_attempt_knows_of_the_last_one_of_its_launch_alone(attempt):
+    attempt("one", 0)
+    assert (resume_from(None, RUN), ended_before()) == (None, None)
+    note_begun()
+    note_end(3)
+    attempt("one", 1, rank=5)
+    assert (resume_from(None, RUN), ended_before()) == ("auto", 3)
+    attempt("other", 1)
+    assert (resume_from(None, RUN), ended_before()) == (None, None)
+
+
+def test_without_a_launcher_there_are_no_other_attempts(monkeypatch, tmp_path):
+    monkeypatch.delenv("TORCHELASTIC_ERROR_FILE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    note_begun()
+    note_end(3)
+    assert (resume_from(None, RUN), ended_before()) == (None, None)
+    assert not list(tmp_path.iterdir())
+
+
+class Ending:
+    """Stands for the trainer: ends with an error, and notes how it was to resume."""
+
+    error: CamoxError | None = None
+    resumes: list[str | None]
+
+    def __init__(self, experiment: object, resume: str | None):
+        self.resumes.append(resume)
+
+    def run(self) -> None:
+        note_begun()
+        if self.error is not None:
+            raise self.error
+
+
+@pytest.fixture
+def file(monkeypatch, tiny_experiment, tmp_path) -> str:
+    monkeypatch.setattr(trainer, "Trainer", Ending)
+    monkeypatch.setattr(Ending, "resumes", [], raising=False)
+    tiny_experiment()
+    return str(tmp_path / "tiny.toml")
+
+
+@pytest.mark.parametrize("error", [TrainingPaused("later"), TrainingStopped("bad"), DataError("gone")], ids=repr)
+def test_what_has_ended_by_itself_is_told_once_and_not_tried_again(monkeypatch, attempt, file, capsys, error):
+    monkeypatch.setattr(Ending, "error", error)
+    codes = []
+    for number in range(3):
+        attempt("one", number)
+        codes.append(train.main([file]))
+    assert codes == [error.exit_code] * 3
+    assert capsys.readouterr().err.count(str(error)) == 1
+    assert len(Ending.resumes) == 1
+
+
+def test_what_peers_were_missing_for_is_tried_again(monkeypatch, attempt, file):
+    monkeypatch.setattr(Ending, "error", PeersMissing("they are late"))
+    attempt("one", 0)
+    assert train.main([file]) == 2
+    monkeypatch.setattr(Ending, "error", None)
+    attempt("one", 1)
+    assert train.main([file]) == 0
+
+
+@pytest.mark.parametrize("asked", [None, "auto", "elsewhere/epoch_0003"])
+def test_an_attempt_goes_on_with_what_its_launch_has_begun(monkeypatch, attempt, file, asked):
+    """From a checkpoint of another run it begins again, as long as there is none of its own."""
+    options = [] if asked is None else ["--resume", asked]
+    attempt("one", 0)
+    train.main([file, *options])
+    attempt("one", 1)
+    train.main([file, *options])
+    assert Ending.resumes == [asked, asked or "auto"]
+    monkeypatch.setattr(store, "list_checkpoints", lambda run: [run / "checkpoints" / "epoch_0004"])
+    train.main([file, *options])
+    attempt("other")
+    train.main([file, *options])
+    assert Ending.resumes[2:] == ["auto", asked]
+
+
+def test_the_code_of_the_first_attempt_reaches_who_waits(monkeypatch, attempt, file, tmp_path: Path):
+    monkeypatch.setattr(Ending, "error", TrainingStopped("bad"))
+    monkeypatch.setenv("CAMOX_EXIT_CODE_FILE", str(tmp_path / "code"))
+    attempt("one", 0)
+    train.main([file])
+    (tmp_path / "code").unlink()
+    attempt("one", 1)
+    train.main([file])
+    assert (tmp_path / "code").read_text() == "3"

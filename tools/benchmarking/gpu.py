@@ -1,0 +1,153 @@
+"""Suite `gpu`: everything that matters on one card, in one command that is done within eight minutes.
+
+In this order, what tells most first: whether the trainer makes the host wait; whole steps of sparse, dense and static
+networks in half precision at three sizes; the trainer's loop against a bare one; inference; measures; the mixtures
+alone; the same steps compiled. A part that the time left is not expected to be enough for is left out, and told so in
+the table of parts, as is what does not fit into memory, or fails. Compilers take longest and come last.
+
+What only CUDA can tell is behind `benchmarking.cuda`; all else runs on a CPU too, for tests at toy size.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+from benchmarking import cuda
+from benchmarking.cases import Machinery, measure_cases
+from benchmarking.inference import measure_inference
+from benchmarking.loop import BARE, TRAINER, measure_loops
+from benchmarking.measures import measure_measures
+from benchmarking.moe import measure_mixtures
+from benchmarking.report import Report, Rows, Target
+from benchmarking.settings import Settings
+from benchmarking.timing import figures, ratio
+from benchmarking.waits import trainer_waits
+
+PARTS = "parts"
+"""Title of the table of what was measured, and how long it took, and what was left out."""
+GB = 10**9
+MOST_GB = {416: 10, 704: 15}
+"""Size → the peak that a step of the sparse network in fp16 is to stay below, by the card it is to fit."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured, and in how much time."""
+
+    seconds: float = 400.0
+    """No part begins that is expected to end later."""
+
+    batches: dict[int, int] = field(default_factory=lambda: {352: 16, 416: 12, 704: 4})
+    """Image size → images in a step: two megapixels in each."""
+
+    precisions: tuple[str, ...] = ("fp16", "bf16")
+    machinery: Machinery = field(default_factory=Machinery)
+
+
+class Part(NamedTuple):
+    """Something that is measured whole or left out."""
+
+    name: str
+    kind: str
+    """Parts of one kind take about equally long."""
+    expected: float
+    """Seconds, as long as none of its kind was measured."""
+    measure: Callable[[], Report]
+
+
+def measure_gpu(settings: Settings, plan: Plan = Plan(), clock: Callable[[], float] = time.monotonic) -> Report:
+    """Measures one part after another for as long as there is time."""
+    begun = clock()
+    results: dict[str, Rows] = {PARTS: {}}
+    ratios: Rows = {}
+    targets: list[Target] = []
+    longest: dict[str, float] = {}
+    for part in _parts(settings, plan):
+        used = clock() - begun
+        expected = longest.get(part.kind, part.expected)
+        if used + expected > plan.seconds:
+            why = f"left out: {plan.seconds - used:.0f} s were left, about {expected:.0f} s are needed"
+            results[PARTS][part.name] = {"seconds": None, "remark": why}
+            continue
+        found = cuda.attempt(part.measure)
+        taken = clock() - begun - used
+        longest[part.kind] = max(longest.get(part.kind, 0.0), taken)
+        results[PARTS][part.name] = {"seconds": round(taken, 1), "remark": found if isinstance(found, str) else ""}
+        if not isinstance(found, str):
+            _add(results, found.results)
+            _add(ratios, found.ratios)
+            targets += found.targets
+    results[PARTS]["all"] = {"seconds": round(clock() - begun, 1), "remark": ""}
+    return Report(results, ratios, targets, judged=settings.on_gpu)
+
+
+def _add(tables: dict[str, Rows] | Rows, more: dict[str, Rows] | Rows) -> None:
+    for title, rows in more.items():
+        tables.setdefault(title, {}).update(rows)
+
+
+def _parts(settings: Settings, plan: Plan) -> Iterator[Part]:
+    size, batch = next(iter(plan.batches.items()))
+    first = replace(settings, image_size=size, batch=batch, precision=plan.precisions[0])
+    if settings.on_gpu:
+        yield Part("waits of the trainer", "waits", 20, partial(_waits, first))
+    yield from _steps(settings, plan, compiled=False)
+    yield Part("trainer and bare loop", "loop", 20, partial(_loops, first))
+    # What compiling brings is seen in the steps.
+    inference = partial(measure_inference, with_compiled=False)
+    yield Part("inference", "inference", 25, partial(_titled, "inference", inference, replace(first, batch=4)))
+    yield Part("measures", "measures", 30, partial(_titled, "measures", measure_measures, settings))
+    yield Part("mixtures", "mixtures", 50, partial(_titled, "mixtures", measure_mixtures, replace(first, rounds=3)))
+    yield from _steps(settings, plan, compiled=True)
+
+
+def _steps(settings: Settings, plan: Plan, compiled: bool) -> Iterator[Part]:
+    for size, batch in plan.batches.items():
+        for precision in plan.precisions:
+            of_case = replace(settings, image_size=size, batch=batch, precision=precision)
+            kind, expected = ("compiled steps", 90) if compiled else ("steps", 25)
+            measure = partial(_judged_cases, of_case, plan.machinery, compiled)
+            yield Part(f"{kind}, {size}² × {batch}, {precision}", kind, expected, measure)
+
+
+def _judged_cases(settings: Settings, machinery: Machinery, compiled: bool) -> Report:
+    report = measure_cases(settings, machinery, compiled)
+    most = MOST_GB.get(settings.image_size)
+    if most is None or compiled or settings.precision != "fp16" or not settings.on_gpu:
+        return report
+    (steps,) = (rows for title, rows in report.results.items() if title == "steps")
+    name, row = next(iter(steps.items()))
+    peak = row["peak_bytes"] / GB if "peak_bytes" in row else float("inf")
+    return report._replace(targets=[Target(f"{name}, peak GB", most, peak)])
+
+
+def _waits(settings: Settings) -> Report:
+    """How often a step of the trainer's loop waits between two logged ones."""
+    rows: Rows = {dispatch: {"per_step": trainer_waits(settings, dispatch)} for dispatch in ("sorted", "masked")}
+    targets = [
+        Target("trainer between logged steps, waits per step, sorted: the routing copy", 1, rows["sorted"]["per_step"]),
+        Target("trainer between logged steps, waits per step, masked", 0, rows["masked"]["per_step"]),
+    ]
+    return Report({"waits of the trainer for the device": rows}, {}, targets, judged=True)
+
+
+def _loops(settings: Settings) -> Report:
+    loops = measure_loops(settings)
+    share: dict[str, Any] = ratio(loops[TRAINER], loops[BARE])
+    pair = f"{TRAINER} / {BARE}"
+    return Report(
+        {"loops": {name: figures(samples) for name, samples in loops.items()}},
+        {"loop time": {pair: share}},
+        [Target(f"loop time, {pair}", 1.05, share["median"])],
+        judged=True,
+    )
+
+
+def _titled(name: str, measure: Callable[[Settings], Report], settings: Settings) -> Report:
+    """The report of another suite under titles of its own. Its limits are stated for a CPU, but those of measures."""
+    report = measure(settings)
+    results = {title if title == name else f"{name}: {title}": rows for title, rows in report.results.items()}
+    ratios = {f"{name}: {title}": pairs for title, pairs in report.ratios.items()}
+    return Report(results, ratios, list(report.targets) if name == "measures" else [], judged=True)
