@@ -14,7 +14,9 @@ CHECKS = ["settings", "ema", "outputs", "losses", "gradients", "overfit", "estim
 def diagnose(tiny_experiment, tmp_path, monkeypatch):
     tiny_experiment()
     monkeypatch.chdir(tmp_path)
-    return lambda *options: main(["diagnose", str(tmp_path / "tiny.toml"), *options])
+    # Experts at one scale: counting memory goes by the number of operators.
+    few = "model.moe.scales=[4]", "model.refinement_steps=0"
+    return lambda *options: main(["diagnose", str(tmp_path / "tiny.toml"), *few, *options])
 
 
 def test_a_sound_experiment_passes_and_nothing_is_written(diagnose, tmp_path, capfd):

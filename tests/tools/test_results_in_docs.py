@@ -22,10 +22,10 @@ TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "moe": ("model.md", report.markdown_tables),
     "ablation": ("model.md", ablation_tables.markdown_tables),
     "measures": ("measures.md", report.markdown_tables),
+    "memory": ("memory.md", report.markdown_tables),
     "options": ("performance.md", report.markdown_tables),
     "startup": ("performance.md", report.markdown_tables),
     "scaling": ("performance.md", report.markdown_tables),
-    "memory": ("memory.md", report.markdown_tables),
 }
 """Block, which is the name of its results too → its page, and what makes its tables."""
 
