@@ -66,7 +66,6 @@ def main(file: str, folder: str, *overrides: str) -> None:
 
     for name, function in {
         "open_data": "open the data",
-        "require_test_data": "open the data",
         "build_network": "build the network",
         "build_training_step": "optimizer, average, objectives",
         "announce": "announcement",

@@ -15,6 +15,7 @@ from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DistributedType
 
 from camox.errors import ExperimentError
+from camox.tracking.console import counted
 from camox.training.launching.rendezvous import join_seconds
 
 DEFAULT_PORT = 29500
@@ -51,7 +52,9 @@ def settle(arguments: Sequence[str]) -> argparse.Namespace:
     machines = _decided(asked, file, "num_machines", 1)
     processes = _decided(asked, file, "num_processes", 1 if on_cpu else max(1, torch.accelerator.device_count()))
     _require_processes(processes, machines, file)
-    if not on_cpu:
+    if on_cpu:
+        _require_cores(processes // machines)
+    else:
         _require_devices(processes // machines, asked.gpu_ids or (file.gpu_ids if file else None))
     asked.num_machines, asked.num_processes = machines, processes
     asked.multi_gpu = processes > 1
@@ -171,6 +174,16 @@ def _require_devices(processes: int, gpu_ids: str | None) -> None:
     raise ExperimentError(
         f"{processes} processes are asked for on this machine, each with its own GPU, and it has {devices}: {remedy}"
     )
+
+
+def _require_cores(processes: int) -> None:
+    """More processes than cores only wait for each other; two are let be, for whoever tries how it goes."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if processes > max(2, cores):
+        raise ExperimentError(
+            f"{processes} processes are asked for on this machine's CPU, which has {counted(cores, 'core')}: "
+            f"give --num_processes {max(2, cores)} or fewer"
+        )
 
 
 def _settle_machines(asked: argparse.Namespace, file: ClusterConfig | None) -> None:

@@ -73,6 +73,8 @@ def show(console: Console, experiment: Experiment, recorded: Sequence[Recorded])
             ("a step", f"{step * 1e3:.4g} ms, {images * stage.setting.ranks / step:.3g} images/s"),
             ("recorded", f"{stage.breakdown.step / step / 1e3:.2f} times as long; times below are recorded ones"),
         ]
+        if not stage.breakdown.on_gpu:
+            rows.append(("threads", f"{torch.get_num_threads()} of torch on {counted(_cores(), 'core')}"))
         if stage.peak:
             rows.append(("GPU memory", f"{stage.peak / 2**30:.2f} GiB at most"))
         console.summary(str(stage.setting), rows)
@@ -114,7 +116,17 @@ def as_json(experiment: Experiment, recorded: Sequence[Recorded]) -> dict[str, A
 def findings(experiment: Experiment, recorded: Recorded) -> list[str]:
     """What to do about what was found, the most telling first."""
     found = [*_of_data(experiment, recorded.breakdown), *_of_gpu(experiment, recorded), *_of_rest(experiment, recorded)]
-    return found or ["nothing stands out: the step is spent in the network"]
+    return [*_of_noise(recorded), *(found or ["nothing stands out: the step is spent in the network"])]
+
+
+def _of_noise(recorded: Recorded) -> Iterator[str]:
+    # A recorder makes a step longer; what makes it shorter is a machine that had less else to do meanwhile.
+    longer = recorded.breakdown.step / recorded.plain_step / 1e3
+    if not 0.9 < longer < 2.5:
+        yield (
+            f"recorded steps took {longer:.2f} times as long as the others: the machine was busy with something else, "
+            "so these times tell little; run it again on a quiet one"
+        )
 
 
 def _of_data(experiment: Experiment, breakdown: Breakdown) -> Iterator[str]:
