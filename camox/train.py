@@ -13,8 +13,8 @@ from pathlib import Path
 if __name__ == "__main__" and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-# Before torch is imported. `accelerate launch` sets one thread for each process, whatever the machine has (`camox train`
-# has set what is wanted), and waiting threads that spin make a step several times slower as soon as another program
+# Before torch is imported. `accelerate launch` sets one thread for each process, whatever the machine has (`camox
+# train` has set what is wanted), and waiting threads that spin make a step several times slower as soon as another program
 # runs. A CPU's convolutions are compiled for each size of an expert's sub-batch; of the 1024 that are kept by default,
 # most would be gone when needed again.
 if os.environ.get("OMP_NUM_THREADS", "1") == "1" and "CAMOX_EXPECTED_PROCESSES" not in os.environ:

@@ -20,6 +20,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import RendezvousError
 
 from camox.errors import ExperimentError
+from camox.training.launching.launcher import has_told_failure
 from camox.training.launching.options import local_processes, settle
 from camox.training.launching.rendezvous import REMEDY, first_line, join_seconds
 
@@ -33,11 +34,11 @@ def main(arguments: Sequence[str]) -> int:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
     # Processes that ended by themselves have said why; of one that was killed only the launcher knows.
-    logging.getLogger("torch.distributed.elastic.multiprocessing.api").addFilter(lambda _: not _has_told())
+    logging.getLogger("torch.distributed.elastic.multiprocessing.api").addFilter(lambda _: not has_told_failure())
     try:
         launch_command(settled)
     except ChildFailedError as failure:
-        if not _has_told():
+        if not has_told_failure():
             sys.stderr.write(f"{failure}\n")
         return 1
     except (DistError, RendezvousError, ConnectionError) as error:
@@ -68,11 +69,6 @@ def _meeting(settled: argparse.Namespace, error: Exception) -> str:
     machine, port = settled.machine_rank or 0, settled.main_process_port
     where = f"{settled.main_process_ip or 'this machine'}, port {port}, within {join_seconds():g} s"
     return f"machine {machine} could not meet the others at {where} ({first_line(error)}){REMEDY}"
-
-
-def _has_told() -> bool:
-    file = os.environ.get("CAMOX_EXIT_CODE_FILE")
-    return file is not None and Path(file).is_file()
 
 
 if __name__ == "__main__":
