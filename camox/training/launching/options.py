@@ -50,9 +50,8 @@ def settle(arguments: Sequence[str]) -> argparse.Namespace:
     on_cpu = asked.cpu or (file is not None and (file.use_cpu or file.distributed_type == DistributedType.MULTI_CPU))
 
     machines = _decided(asked, file, "num_machines", 1)
-    processes = _decided(
-        asked, file, "num_processes", machines * (1 if on_cpu else max(1, torch.accelerator.device_count()))
-    )
+    here = 1 if on_cpu else max(1, torch.accelerator.device_count())
+    processes = _decided(asked, file, "num_processes", machines * here)  # the launcher counts those of all machines
     _require_processes(processes, machines, file)
     if on_cpu:
         _require_cores(processes // machines)
