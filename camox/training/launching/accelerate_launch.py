@@ -21,7 +21,7 @@ from torch.distributed.elastic.rendezvous import RendezvousError
 
 from camox.errors import ExperimentError
 from camox.training.launching.launcher import has_told_failure
-from camox.training.launching.options import local_processes, settle
+from camox.training.launching.options import cores, local_processes, settle
 from camox.training.launching.rendezvous import REMEDY, first_line, join_seconds
 
 
@@ -57,8 +57,7 @@ def _set_environment(processes: int, local: int, on_cpu: bool) -> None:
             f"WORLD_SIZE is {os.environ['WORLD_SIZE']} in this environment, but one process is to be launched: another "
             "program has left it, or started camox train several times; unset WORLD_SIZE, or start camox/train.py by it"
         )
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // local)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // local)))
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ["CAMOX_EXPECTED_PROCESSES"] = str(processes)
     if on_cpu:

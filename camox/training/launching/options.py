@@ -51,7 +51,9 @@ def settle(arguments: Sequence[str]) -> argparse.Namespace:
 
     machines = _decided(asked, file, "num_machines", 1)
     here = 1 if on_cpu else max(1, torch.accelerator.device_count())
-    processes = _decided(asked, file, "num_processes", machines * here)  # the launcher counts those of all machines
+    processes = _decided(
+        asked, file, "num_processes", max(1, machines) * here
+    )  # the launcher counts those of all machines
     _require_processes(processes, machines, file)
     if on_cpu:
         _require_cores(processes // machines)
@@ -75,6 +77,11 @@ def settle(arguments: Sequence[str]) -> argparse.Namespace:
 def local_processes(settled: argparse.Namespace) -> int:
     """How many processes start on this machine."""
     return int(settled.num_processes) // int(settled.num_machines)
+
+
+def cores() -> int:
+    """Of this machine, those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _has_file(asked: argparse.Namespace) -> bool:
@@ -179,11 +186,11 @@ def _require_devices(processes: int, gpu_ids: str | None) -> None:
 
 def _require_cores(processes: int) -> None:
     """More processes than cores only wait for each other; two are let be, for whoever tries how it goes."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if processes > max(2, cores):
+    most = max(2, cores())
+    if processes > most:
         raise ExperimentError(
-            f"{processes} processes are asked for on this machine's CPU, which has {counted(cores, 'core')}: "
-            f"give --num_processes {max(2, cores)} or fewer"
+            f"{processes} processes are asked for on this machine's CPU, which has {counted(cores(), 'core')}: "
+            f"give --num_processes {most} or fewer"
         )
 
 
