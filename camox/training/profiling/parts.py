@@ -183,7 +183,9 @@ def _labels_by_thread(events: Sequence[Mapping[str, Any]], thread: Any) -> dict[
     spans: dict[Any, list[Span]] = defaultdict(list)
     for event in events:
         if event["name"].startswith(PREFIX) and event.get("cat") == "user_annotation":
-            spans[event["tid"]].append(Span(event["ts"], _end(event), event["name"].removeprefix(PREFIX)))
+            # On a GPU the backward pass has a thread of its own: what has a label there is computed again.
+            name, elsewhere = event["name"].removeprefix(PREFIX), event["tid"] != thread
+            spans[event["tid"]].append(Span(event["ts"], _end(event), name, backward=elsewhere))
     passes = [span for span in spans[thread] if span.label == BACKWARD]
     computed_again = [
         span._replace(backward=True)

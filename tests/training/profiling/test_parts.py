@@ -21,8 +21,8 @@ def step(start: float, end: float, number: int = 0):
     return event(f"ProfilerStep#{number}", start, end)
 
 
-def label(name: str, start: float, end: float):
-    return event(PREFIX + name, start, end)
+def label(name: str, start: float, end: float, tid: int = HOST):
+    return event(PREFIX + name, start, end, tid=tid)
 
 
 def operator(name: str, start: float, end: float, sequence: int = -1, tid: int = HOST):
@@ -102,6 +102,16 @@ def test_what_is_computed_again_counts_as_backward_of_its_part():
     ]
     cost = break_down(events).parts["experts"]
     assert (cost.total, cost.backward) == (pytest.approx(0.1), pytest.approx(0.09))
+
+
+def test_what_a_gpu_computes_again_is_launched_by_the_thread_of_the_backward_pass():
+    events = [
+        *(step(0, 200), label("backbone", 0, 20), operator("aten::conv", 5, 15, sequence=3), *kernel(10, 40, 10)),
+        *(label(BACKWARD, 50, 150), derivative(60, 140, 3, tid=ENGINE), label("backbone", 70, 100, tid=ENGINE)),
+        *(*kernel(80, 120, 75, tid=ENGINE), *kernel(120, 180, 110, tid=ENGINE)),
+    ]
+    cost = break_down(events).parts["backbone"]
+    assert (cost.device, cost.backward) == (pytest.approx(0.13), pytest.approx(0.1))
 
 
 def test_the_end_of_a_backward_pass_waits_for_other_ranks():
