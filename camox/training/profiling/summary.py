@@ -158,7 +158,7 @@ def _of_gpu(experiment: Experiment, recorded: Recorded) -> Iterator[str]:
             f"data.batch_size (and lower optimizer.accumulate){compiled}"
         )
     in_step = {part: cost.waits for part, cost in parts.items() if part not in (LOGGING, "wait at the end")}
-    expected = recorded.setting.phase.accumulate * (experiment.model.moe.dispatch == "sorted")
+    expected = recorded.setting.phase.accumulate * _copies_routing(experiment)
     if sum(in_step.values()) > expected + 0.5:
         where = ", ".join(f"{part} {waits:.3g}" for part, waits in in_step.items() if waits)
         yield f"the host waits for the GPU {sum(in_step.values()):.3g} × a step, not {expected} ×: {where}"
@@ -170,6 +170,12 @@ def _of_gpu(experiment: Experiment, recorded: Recorded) -> Iterator[str]:
             f"of the GPU's memory {recorded.peak / total:.0%} is used: try model.gradient_checkpointing=false, which "
             "computes nothing twice"
         )
+
+
+def _copies_routing(experiment: Experiment) -> bool:
+    """Whether a forward pass waits for the sizes of the experts' sub-batches."""
+    moe = experiment.model.moe
+    return moe.dispatch == "sorted" and moe.mode in ("sparse", "random") and bool(moe.scales)
 
 
 def _of_rest(experiment: Experiment, recorded: Recorded) -> Iterator[str]:

@@ -62,6 +62,22 @@ def test_the_one_copy_of_the_routing_is_expected_and_other_waits_are_not(tiny_ex
     assert "1 × a step, not 0 ×" in advice(tiny_experiment('model.moe.dispatch="masked"'), on_gpu=True, waits=1.0)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "copies"),
+    [
+        (("model.moe.mode='sparse'",), 1),
+        (("model.moe.mode='random'", "optimizer.accumulate=3"), 3),
+        (("model.moe.mode='dense'",), 0),
+        (("model.moe.mode='static'",), 0),
+        (("model.moe.scales=[]",), 0),
+    ],
+)
+def test_only_modes_that_route_each_image_copy_the_routing(tiny_experiment, overrides, copies):
+    told = advice(tiny_experiment(*overrides), on_gpu=True, waits=copies + 1.0)
+    assert f"the host waits for the GPU {copies + 1} × a step, not {copies} ×" in told
+    assert "waits for the GPU" not in advice(tiny_experiment(*overrides), on_gpu=True, waits=float(copies))
+
+
 def test_tables_hold_parts_experts_operators_and_where_the_trace_is(tiny_experiment):
     experiment, stream = tiny_experiment(), io.StringIO()
     show(Console(stream=stream, width=100), experiment, [recorded(experiment, optimizer=25.0)])
