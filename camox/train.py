@@ -13,10 +13,11 @@ from pathlib import Path
 if __name__ == "__main__" and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-# Before torch is imported. The launcher sets one thread for each process, whatever the machine has, and waiting
-# threads that spin make a step several times slower as soon as another program runs. A CPU's convolutions are compiled
-# for each size of an expert's sub-batch; of the 1024 that are kept by default, most would be gone when needed again.
-if os.environ.get("OMP_NUM_THREADS", "1") == "1":
+# Before torch is imported. `accelerate launch` sets one thread for each process, whatever the machine has (`camox
+# train` has set what is wanted), and waiting threads that spin make a step several times slower as soon as another
+# program runs. A CPU's convolutions are compiled for each size of an expert's sub-batch; of the 1024 that are kept by
+# default, most would be gone when needed again.
+if os.environ.get("OMP_NUM_THREADS", "1") == "1" and "CAMOX_EXPECTED_PROCESSES" not in os.environ:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     os.environ["OMP_NUM_THREADS"] = str(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")

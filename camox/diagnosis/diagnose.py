@@ -88,6 +88,7 @@ def _checks(
     settings = check_settings(experiment, len(subject.source), processes)
     yield settings
     yield check_average(experiment.ema, settings.values["steps"])
+    yield check_estimates(subject, card, processes)
     yield check_outputs(subject)
     yield check_losses(subject)
     yield check_gradients(subject)
@@ -95,7 +96,6 @@ def _checks(
     overfit = check_overfit(subject)
     seconds_per_step = (time.perf_counter() - started) / len(overfit.values["losses"])
     yield overfit
-    yield check_estimates(subject, card, processes)
     if lr_range:
         console.notice(f"lr range: {STEPS} steps on real batches, about {duration(STEPS * seconds_per_step)}")
         path = plot or Path(f"{experiment.experiment.name}_lr_range.png")

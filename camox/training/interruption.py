@@ -14,6 +14,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 
 from camox.training.launching.rendezvous import be_patient, connecting, join_seconds
+from camox.training.launching.restarts import seconds_since_begun
 
 SAVE, STOP, TROUBLE = 0, 1, 2
 """What a process may ask all for: a checkpoint; a checkpoint and the end; to come together, as it has met an error."""
@@ -62,15 +63,16 @@ class Signals:
 
 
 class TimeLimit:
-    """Says when a run must stop to end within `hours`, which count from the start of this process's run.
+    """Says when a run must stop to end within `hours`, which count from its start, `spent` seconds ago.
 
     It stops early by the longest time that passed between two looks at it, which takes in validation and saving.
     """
 
-    def __init__(self, hours: float | None, clock: Callable[[], float] = time.monotonic):
+    def __init__(self, hours: float | None, clock: Callable[[], float] = time.monotonic, spent: float = 0.0):
         self._clock = clock
         self._seconds = None if hours is None else hours * 3600
-        self._start = self._last = clock()
+        self._last = clock()
+        self._start = self._last - spent
         self._longest = 0.0
 
     def is_near(self) -> bool:
@@ -129,7 +131,7 @@ class Requests:
 
     def __init__(self, accelerator: Accelerator, hours: float | None, patience: timedelta):
         self._signals = Signals()
-        self._time_limit = TimeLimit(hours)
+        self._time_limit = TimeLimit(hours, spent=seconds_since_begun() or 0.0)
         self._agreement = Agreement(accelerator, patience)
         self._started_by = int(os.environ.get("CAMOX_STARTED_BY", os.getpid()))
 

@@ -57,6 +57,7 @@ def build_accelerator(experiment: Experiment) -> Accelerator:
                 InitProcessGroupKwargs(init_method=INIT_METHOD, timeout=timedelta(seconds=join_seconds())),
             ],
         )
+        accelerator.wait_for_everyone()  # NCCL connects with its first collective
     # The launcher's environment variable would override the argument and scale every loss down.
     accelerator.gradient_accumulation_steps = 1
     if accelerator.num_processes > 1:
@@ -71,9 +72,10 @@ def _require_all(accelerator: Accelerator) -> None:
     # What torchrun launched, and what `camox train` asked the launcher for.
     for announced in (os.environ.get("WORLD_SIZE", "1"), os.environ.get("CAMOX_EXPECTED_PROCESSES", "1")):
         if accelerator.num_processes < int(announced):
+            without = "" if torch.cuda.is_available() else "this machine has no GPU, and "
             raise ExperimentError(
-                f"{announced} processes were launched but this one sees {accelerator.num_processes}: on a CPU start "
-                "with ACCELERATE_USE_CPU=true and --config_file accelerate_configs/cpu_2_processes.yaml"
+                f"{without}{announced} processes were launched but this one sees {accelerator.num_processes}: on a CPU "
+                "start with ACCELERATE_USE_CPU=true and --config_file accelerate_configs/cpu_2_processes.yaml"
             )
 
 

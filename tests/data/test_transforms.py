@@ -164,7 +164,10 @@ def test_resizing_keeps_form_and_labels(height, width, size):
 def test_images_are_resized_as_pillow_does(height, width, size):
     image = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
     expected = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
-    assert np.abs(resize_image(image, size).astype(int) - expected).max() <= 1
+    # Pillow rounds after each of its two passes: of noise that may be two levels.
+    difference = np.abs(resize_image(image, size).astype(int) - expected)
+    assert difference.max() <= 2
+    assert difference.mean() <= 0.5
 
 
 def test_images_that_may_not_be_written_to_can_be_resized():

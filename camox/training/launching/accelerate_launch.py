@@ -20,7 +20,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import RendezvousError
 
 from camox.errors import ExperimentError
-from camox.training.launching.options import local_processes, settle
+from camox.training.launching.launcher import has_told_failure
+from camox.training.launching.options import cores, local_processes, settle
 from camox.training.launching.rendezvous import REMEDY, first_line, join_seconds
 
 
@@ -33,11 +34,11 @@ def main(arguments: Sequence[str]) -> int:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
     # Processes that ended by themselves have said why; of one that was killed only the launcher knows.
-    logging.getLogger("torch.distributed.elastic.multiprocessing.api").addFilter(lambda _: not _has_told())
+    logging.getLogger("torch.distributed.elastic.multiprocessing.api").addFilter(lambda _: not has_told_failure())
     try:
         launch_command(settled)
     except ChildFailedError as failure:
-        if not _has_told():
+        if not has_told_failure():
             sys.stderr.write(f"{failure}\n")
         return 1
     except (DistError, RendezvousError, ConnectionError) as error:
@@ -56,8 +57,7 @@ def _set_environment(processes: int, local: int, on_cpu: bool) -> None:
             f"WORLD_SIZE is {os.environ['WORLD_SIZE']} in this environment, but one process is to be launched: another "
             "program has left it, or started camox train several times; unset WORLD_SIZE, or start camox/train.py by it"
         )
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // local)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // local)))
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ["CAMOX_EXPECTED_PROCESSES"] = str(processes)
     if on_cpu:
@@ -68,11 +68,6 @@ def _meeting(settled: argparse.Namespace, error: Exception) -> str:
     machine, port = settled.machine_rank or 0, settled.main_process_port
     where = f"{settled.main_process_ip or 'this machine'}, port {port}, within {join_seconds():g} s"
     return f"machine {machine} could not meet the others at {where} ({first_line(error)}){REMEDY}"
-
-
-def _has_told() -> bool:
-    file = os.environ.get("CAMOX_EXIT_CODE_FILE")
-    return file is not None and Path(file).is_file()
 
 
 if __name__ == "__main__":

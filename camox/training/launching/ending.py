@@ -4,10 +4,9 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 
 from camox.errors import CamoxError, TrainingPaused
-from camox.training.launching.launcher import EXIT_CODE_FILE
+from camox.training.launching.launcher import forget_earlier_attempts, tell_exit_code
 from camox.training.launching.restarts import ended_before, note_end
 
 
@@ -16,12 +15,11 @@ def to_the_end(action: Callable[[], None]) -> int:
 
     Any other error than those that a user can cause, and Ctrl-C, goes on to the caller.
     """
+    forget_earlier_attempts()
     code = ended_before()
     if code is None:
         code = _attempt(action)
-    # The launcher between `camox train` and this process turns every failure into 1.
-    if file := os.environ.get(EXIT_CODE_FILE):
-        Path(file).write_text(str(code))
+    tell_exit_code(code)
     return code
 
 
@@ -35,6 +33,7 @@ def _attempt(action: Callable[[], None]) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         sys.stderr.write("interrupted: go on from the last checkpoint with --resume auto\n")
+        note_end(130)  # a launcher that restarts would go on with what was just stopped
         return 130
     return 0
 

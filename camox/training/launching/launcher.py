@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import NamedTuple
 
 import psutil
 
@@ -59,11 +60,53 @@ def command(arguments: Sequence[str], launcher_options: Sequence[str]) -> list[s
 
 
 def exit_code(file: Path, launcher_code: int) -> int:
-    """The code that the run wrote into `file`, else the launcher's."""
+    """The code that the run wrote into `file`, else the launcher's.
+
+    A run that tells 0 has done all it was to do, on all processes: one that breaks down on its way out changes nothing.
+    """
+    if (told := _told(file)) is not None:
+        return told.code
+    return 128 - launcher_code if launcher_code < 0 else launcher_code
+
+
+class Told(NamedTuple):
+    """What a process of the run has told `camox train`: the launcher between them turns every failure into 1."""
+
+    code: int
+    attempt: int = 0
+    """How often an elastic launcher had started the processes anew."""
+
+
+def tell_exit_code(code: int) -> None:
+    """Tells whoever waits for this run, if anybody does, the code that this process ends with."""
+    if file := os.environ.get(EXIT_CODE_FILE):
+        Path(file).write_text(f"{code} {_attempt()}")
+
+
+def forget_earlier_attempts() -> None:
+    """Takes back what processes before a restart have told: they ended, but the run did not."""
+    if file := os.environ.get(EXIT_CODE_FILE):
+        told = _told(Path(file))
+        if told is not None and told.attempt < _attempt():
+            Path(file).unlink(missing_ok=True)
+
+
+def has_told_failure() -> bool:
+    """Whether a process of the run has ended with a message of its own."""
+    file = os.environ.get(EXIT_CODE_FILE)
+    told = None if file is None else _told(Path(file))
+    return told is not None and told.code != 0
+
+
+def _told(file: Path) -> Told | None:
     try:
-        return int(file.read_text())
-    except (OSError, ValueError):
-        return 128 - launcher_code if launcher_code < 0 else launcher_code
+        return Told(*map(int, file.read_text().split()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _attempt() -> int:
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 @contextmanager

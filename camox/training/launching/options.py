@@ -15,6 +15,7 @@ from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DistributedType
 
 from camox.errors import ExperimentError
+from camox.tracking.console import counted
 from camox.training.launching.rendezvous import join_seconds
 
 DEFAULT_PORT = 29500
@@ -49,9 +50,14 @@ def settle(arguments: Sequence[str]) -> argparse.Namespace:
     on_cpu = asked.cpu or (file is not None and (file.use_cpu or file.distributed_type == DistributedType.MULTI_CPU))
 
     machines = _decided(asked, file, "num_machines", 1)
-    processes = _decided(asked, file, "num_processes", 1 if on_cpu else max(1, torch.accelerator.device_count()))
+    here = 1 if on_cpu else max(1, torch.accelerator.device_count())
+    processes = _decided(
+        asked, file, "num_processes", max(1, machines) * here
+    )  # the launcher counts those of all machines
     _require_processes(processes, machines, file)
-    if not on_cpu:
+    if on_cpu:
+        _require_cores(processes // machines)
+    else:
         _require_devices(processes // machines, asked.gpu_ids or (file.gpu_ids if file else None))
     asked.num_machines, asked.num_processes = machines, processes
     asked.multi_gpu = processes > 1
@@ -71,6 +77,11 @@ def settle(arguments: Sequence[str]) -> argparse.Namespace:
 def local_processes(settled: argparse.Namespace) -> int:
     """How many processes start on this machine."""
     return int(settled.num_processes) // int(settled.num_machines)
+
+
+def cores() -> int:
+    """Of this machine, those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _has_file(asked: argparse.Namespace) -> bool:
@@ -171,6 +182,16 @@ def _require_devices(processes: int, gpu_ids: str | None) -> None:
     raise ExperimentError(
         f"{processes} processes are asked for on this machine, each with its own GPU, and it has {devices}: {remedy}"
     )
+
+
+def _require_cores(processes: int) -> None:
+    """More processes than cores only wait for each other; two are let be, for whoever tries how it goes."""
+    most = max(2, cores())
+    if processes > most:
+        raise ExperimentError(
+            f"{processes} processes are asked for on this machine's CPU, which has {counted(cores(), 'core')}: "
+            f"give --num_processes {most} or fewer"
+        )
 
 
 def _settle_machines(asked: argparse.Namespace, file: ClusterConfig | None) -> None:

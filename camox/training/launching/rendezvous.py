@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
-from torch.distributed import DistError, PrefixStore, Store
+from torch.distributed import DistBackendError, DistError, PrefixStore, Store
 from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
 from camox.errors import ExperimentError, PeersMissing
@@ -62,7 +62,8 @@ def connecting() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if os.environ.get("WORLD_SIZE", "1") == "1" or "connect" not in str(error).lower():
+        of_network = isinstance(error, DistBackendError) or "connect" in str(error).lower()
+        if os.environ.get("WORLD_SIZE", "1") == "1" or not of_network:
             raise
         raise _told_once(
             f"the processes have found each other, but {this_process()} gets no connection to the others "

@@ -5,6 +5,7 @@ number of the restart would not do: a launcher that joins the restart of another
 """
 
 import os
+import time
 from pathlib import Path
 
 _BEGUN, _ENDED = "camox_begun", "camox_ended"
@@ -12,7 +13,16 @@ _BEGUN, _ENDED = "camox_begun", "camox_ended"
 
 def note_begun() -> None:
     """Notes that this launch has begun to train: what is in the run's folder is its own from now on."""
-    _note(_BEGUN)
+    if seconds_since_begun() is None:
+        _note(_BEGUN)
+
+
+def seconds_since_begun() -> float | None:
+    """How long ago this launch began to train, restarts included; None if it has not."""
+    folder = _launch_folder()
+    if folder is None or not (folder / _BEGUN).exists():
+        return None
+    return max(0.0, time.time() - (folder / _BEGUN).stat().st_mtime)
 
 
 def resume_from(asked: str | None, run: Path) -> str | None:
@@ -23,8 +33,7 @@ def resume_from(asked: str | None, run: Path) -> str | None:
     """
     from camox.checkpoints.store import list_checkpoints  # brings torch along, which a mistake need not wait for
 
-    folder = _launch_folder()
-    has_begun = folder is not None and (folder / _BEGUN).exists()
+    has_begun = seconds_since_begun() is not None
     return "auto" if has_begun and (asked is None or list_checkpoints(run)) else asked
 
 

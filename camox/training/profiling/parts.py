@@ -3,7 +3,8 @@
 A trace is what torch's profiler writes for Chrome and Perfetto: events with a name, a thread, a beginning and a length
 in microseconds. Each moment of the thread that trains belongs to the innermost label around it. In the backward pass,
 which calls no module, torch numbers each function like the operator of the forward pass that it is the derivative of:
-so its time belongs to that operator's part. A kernel of a GPU belongs to the part that launched it.
+so its time belongs to that operator's part. A kernel of a GPU belongs to the part that launched it; one that carries
+gradients between GPUs takes only the time in which no other kernel runs, since what travels meanwhile costs nothing.
 
 On a GPU the host runs ahead, and its time says little: what a part takes is the time of its kernels, and the time that
 the GPU stood idle while the host was at that part. Either way the parts add up to the step.
@@ -11,7 +12,7 @@ the GPU stood idle while the host was at that part. Either way the parts add up 
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -42,7 +43,7 @@ class Cost:
     backward: float = 0.0
     """What of `total` belongs to the backward pass."""
     device: float = 0.0
-    """Of its kernels on the GPU; where several run at once, the first has it."""
+    """Of its kernels on the GPU; where several run at once, the first has it, and gradient reduction the least."""
     idle: float = 0.0
     """That the GPU had nothing to do while the host was here."""
     calls: float = 0.0
@@ -182,7 +183,9 @@ def _labels_by_thread(events: Sequence[Mapping[str, Any]], thread: Any) -> dict[
     spans: dict[Any, list[Span]] = defaultdict(list)
     for event in events:
         if event["name"].startswith(PREFIX) and event.get("cat") == "user_annotation":
-            spans[event["tid"]].append(Span(event["ts"], _end(event), event["name"].removeprefix(PREFIX)))
+            # On a GPU the backward pass has a thread of its own: what has a label there is computed again.
+            name, elsewhere = event["name"].removeprefix(PREFIX), event["tid"] != thread
+            spans[event["tid"]].append(Span(event["ts"], _end(event), name, backward=elsewhere))
     passes = [span for span in spans[thread] if span.label == BACKWARD]
     computed_again = [
         span._replace(backward=True)
@@ -252,27 +255,48 @@ def _add_device(
         found = None if timeline is None else timeline.at(event["ts"])
         return host.at(event["ts"]) if found is None or found.label == BETWEEN else found
 
-    work = []
+    computing: list[Span] = []
+    travelling: list[Span] = []
     for event in events:
         if event.get("cat") in _ON_GPU:
             place = where(launches.get(_correlation(event)))
             label, backward = (place.label, place.backward) if place is not None else (BETWEEN, False)
-            label = REDUCTION if "nccl" in event["name"].lower() else label
+            travels = "nccl" in event["name"].lower()
+            label = REDUCTION if travels else label
             costs[label].kernels += 1
-            work.append(Span(max(event["ts"], start), min(_end(event), end), label, backward))
+            span = Span(max(event["ts"], start), min(_end(event), end), label, backward)
+            (travelling if travels else computing).append(span)
         elif event.get("cat") in _RUNTIME and event["name"] in _WAITS and (place := where(event)) is not None:
             costs[place.label].waits += 1
-    free = start
-    for span in sorted(work):
-        for gap in host.between(free, max(free, span.start)):
-            costs[gap.label].idle += gap.end - gap.start
+    computing, carrier = _first_has_it(computing), _Timeline(_first_has_it(travelling))
+    waited = [span for gap in _gaps(computing, start, end) for span in carrier.between(*gap)]
+    busy = sorted([*computing, *waited])
+    for span in busy:
+        costs[span.label].device += span.end - span.start
+        costs[span.label].backward += (span.end - span.start) * (span.backward or span.label == BACKWARD)
+    for gap in _gaps(busy, start, end):
+        for span in host.between(*gap):
+            costs[span.label].idle += span.end - span.start
+
+
+def _first_has_it(spans: Iterable[Span]) -> list[Span]:
+    """Stretches that follow each other: each moment belongs to the span that had begun before the others."""
+    found: list[Span] = []
+    for span in sorted(spans):
+        free = found[-1].end if found else span.start
         if span.end > free:
-            busy = span.end - max(free, span.start)
-            costs[span.label].device += busy
-            costs[span.label].backward += busy * (span.backward or span.label == BACKWARD)
-            free = span.end
-    for gap in host.between(free, end):
-        costs[gap.label].idle += gap.end - gap.start
+            found.append(span._replace(start=max(span.start, free)))
+    return found
+
+
+def _gaps(spans: Iterable[Span], start: float, end: float) -> Iterator[tuple[float, float]]:
+    """Beginning and end of what stretches that follow each other leave out between `start` and `end`."""
+    for span in spans:
+        if span.start > start:
+            yield start, span.start
+        start = span.end
+    if end > start:
+        yield start, end
 
 
 def _launches(events: Iterable[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:

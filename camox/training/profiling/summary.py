@@ -31,6 +31,10 @@ from camox.training.profiling.parts import Breakdown, Cost
 _MIB = 2**20
 _OPERATORS = 10
 """So many of the costliest are told."""
+_ONCE = (CLIPPING, OPTIMIZER, AVERAGE, GUARDS, METERS, REQUESTS)
+"""What is done once a step, however large the batch."""
+_LARGEST = 3
+"""So many of them are told."""
 
 
 class Setting(NamedTuple):
@@ -73,6 +77,8 @@ def show(console: Console, experiment: Experiment, recorded: Sequence[Recorded])
             ("a step", f"{step * 1e3:.4g} ms, {images * stage.setting.ranks / step:.3g} images/s"),
             ("recorded", f"{stage.breakdown.step / step / 1e3:.2f} times as long; times below are recorded ones"),
         ]
+        if not stage.breakdown.on_gpu:
+            rows.append(("threads", f"{torch.get_num_threads()} of torch on {counted(_cores(), 'core')}"))
         if stage.peak:
             rows.append(("GPU memory", f"{stage.peak / 2**30:.2f} GiB at most"))
         console.summary(str(stage.setting), rows)
@@ -113,8 +119,20 @@ def as_json(experiment: Experiment, recorded: Sequence[Recorded]) -> dict[str, A
 
 def findings(experiment: Experiment, recorded: Recorded) -> list[str]:
     """What to do about what was found, the most telling first."""
-    found = [*_of_data(experiment, recorded.breakdown), *_of_gpu(experiment, recorded), *_of_rest(experiment, recorded)]
-    return found or ["nothing stands out: the step is spent in the network"]
+    breakdown = recorded.breakdown
+    found = [*_of_data(experiment, breakdown), *_of_batch(experiment, breakdown)]
+    found += [*_of_gpu(experiment, recorded), *_of_rest(experiment, breakdown)]
+    return [*_of_noise(recorded), *(found or ["nothing stands out: the step is spent in the network"])]
+
+
+def _of_noise(recorded: Recorded) -> Iterator[str]:
+    # A recorder makes a step longer; what makes it shorter is a machine that had less else to do meanwhile.
+    longer = recorded.breakdown.step / recorded.plain_step / 1e3
+    if not 0.9 < longer < 2.5:
+        yield (
+            f"recorded steps took {longer:.2f} times as long as the others: the machine was busy with something else, "
+            "so these times tell little; run it again on a quiet one"
+        )
 
 
 def _of_data(experiment: Experiment, breakdown: Breakdown) -> Iterator[str]:
@@ -132,21 +150,39 @@ def _of_data(experiment: Experiment, breakdown: Breakdown) -> Iterator[str]:
         yield f"{start} though images come from data.cache: make data.augment cheaper, or take more cores"
 
 
+def _of_batch(experiment: Experiment, breakdown: Breakdown) -> Iterator[str]:
+    """What is less of a step that takes more images. Each way there is advised once, and none with its opposite."""
+    reduction, fixed = breakdown.share(REDUCTION), breakdown.share(*_ONCE)
+    waits, is_fixed = reduction > 0.1, fixed > 0.15
+    idle = sum(cost.idle for part, cost in breakdown.parts.items() if part != WAITING) / breakdown.step
+    if idle > 0.15:
+        kernels = sum(cost.kernels for cost in breakdown.parts.values())
+        instead = "" if waits or is_fixed else " (and lower optimizer.accumulate)"
+        compiled = "" if experiment.model.compile else ", or set model.compile=true"
+        yield (
+            f"the GPU stands idle for {idle:.0%} of the step while the host launches {kernels:.0f} kernels: raise "
+            f"data.batch_size{instead}{compiled}"
+        )
+    if is_fixed:
+        once = (*_ONCE, REDUCTION) if waits else _ONCE
+        shares = sorted(((breakdown.share(part), part) for part in once), reverse=True)
+        largest = ", ".join(f"{part} {share:.0%}" for share, part in shares[:_LARGEST] if share)
+        larger = "optimizer.accumulate" if idle > 0.15 else "data.batch_size or optimizer.accumulate"
+        yield (
+            f"{breakdown.share(*once):.0%} of the step does not depend on the batch ({largest}): raise {larger}, if "
+            "training allows it"
+        )
+    elif waits:
+        yield f"{reduction:.0%} of the step waits for other ranks' gradients: raise optimizer.accumulate"
+
+
 def _of_gpu(experiment: Experiment, recorded: Recorded) -> Iterator[str]:
     breakdown = recorded.breakdown
     if not breakdown.on_gpu:
         return
     parts = breakdown.parts
-    idle = sum(cost.idle for part, cost in parts.items() if part != WAITING) / breakdown.step
-    kernels = sum(cost.kernels for cost in parts.values())
-    if idle > 0.15:
-        compiled = "" if experiment.model.compile else ", or set model.compile=true"
-        yield (
-            f"the GPU stands idle for {idle:.0%} of the step while the host launches {kernels:.0f} kernels: raise "
-            f"data.batch_size (and lower optimizer.accumulate){compiled}"
-        )
     in_step = {part: cost.waits for part, cost in parts.items() if part not in (LOGGING, "wait at the end")}
-    expected = recorded.setting.phase.accumulate * (experiment.model.moe.dispatch == "sorted")
+    expected = recorded.setting.phase.accumulate * _copies_routing(experiment)
     if sum(in_step.values()) > expected + 0.5:
         where = ", ".join(f"{part} {waits:.3g}" for part, waits in in_step.items() if waits)
         yield f"the host waits for the GPU {sum(in_step.values()):.3g} × a step, not {expected} ×: {where}"
@@ -160,21 +196,17 @@ def _of_gpu(experiment: Experiment, recorded: Recorded) -> Iterator[str]:
         )
 
 
-def _of_rest(experiment: Experiment, recorded: Recorded) -> Iterator[str]:
-    breakdown = recorded.breakdown
-    if (reduction := breakdown.share(REDUCTION)) > 0.1:
-        yield f"{reduction:.0%} of the step waits for other ranks' gradients: raise optimizer.accumulate"
+def _copies_routing(experiment: Experiment) -> bool:
+    """Whether a forward pass waits for the sizes of the experts' sub-batches."""
+    moe = experiment.model.moe
+    return moe.dispatch == "sorted" and moe.mode in ("sparse", "random") and bool(moe.scales)
+
+
+def _of_rest(experiment: Experiment, breakdown: Breakdown) -> Iterator[str]:
     if (logging := breakdown.share(LOGGING)) > 0.02:
         yield f"{logging:.0%} of the time goes into logging: raise tracking.log_every={experiment.tracking.log_every}"
     if not experiment.optimizer.fused:
         yield f"the optimizer takes {breakdown.share(OPTIMIZER):.0%} of the step and is not fused: optimizer.fused=true"
-    # What is done once a step, however large the batch.
-    fixed = (CLIPPING, OPTIMIZER, AVERAGE, GUARDS, METERS, REQUESTS)
-    if (share := breakdown.share(*fixed)) > 0.15:
-        yield (
-            f"{share:.0%} of the step does not depend on the batch ({', '.join(fixed)}): raise data.batch_size or "
-            "optimizer.accumulate, if training allows it"
-        )
     network = {part: breakdown.share(part) for part in (BACKBONE, EXPERTS)}
     part = max(network, key=lambda name: network[name])
     if network[part] > 0.5:

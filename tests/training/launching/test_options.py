@@ -59,9 +59,11 @@ def taken_port():
         ([], "distributed_type: MULTI_CPU\nnum_processes: 3\nuse_cpu: true\n", 3, 3),
         (FIRST, TWO_MACHINES, 4, 2),
         ([*FIRST, "--num_machines", "2", "--num_processes", "2"], None, 2, 1),
+        ([*FIRST, "--num_machines", "2"], None, 4, 2),  # one per GPU of each machine
     ],
 )
-def test_processes_are_those_of_options_else_file_else_gpus(settled, options, file, total, here):
+def test_processes_are_those_of_options_else_file_else_gpus(settled, monkeypatch, options, file, total, here):
+    monkeypatch.setattr("camox.training.launching.options.cores", lambda: 8)
     arguments = settled(*options, file=file)
     assert (arguments.num_processes, local_processes(arguments)) == (total, here)
     assert arguments.multi_gpu is (total > 1)
@@ -100,6 +102,7 @@ def test_a_file_for_gpus_where_there_are_none(settled, monkeypatch):
         (["--nproc", "2"], "unrecognized arguments: --nproc; what follows --"),
         (["2"], "'2' is no option; what follows --"),
         (["--num_machines", "0"], "num_machines is 0"),
+        (["--cpu", "--num_processes", "6400"], "6400 processes are asked for on this machine's CPU, which has"),
         (["--use_fsdp"], "FSDP is asked for, but camox keeps the whole network"),
         (["--main_process_port", "70000"], "--main_process_port 70000: ports are 1 to 65535"),
     ],

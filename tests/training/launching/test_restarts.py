@@ -1,5 +1,6 @@
 """What an elastic launcher's next attempt knows of those before it."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,9 @@ from camox import train
 from camox.checkpoints import store
 from camox.errors import CamoxError, DataError, PeersMissing, TrainingPaused, TrainingStopped
 from camox.training import trainer
-from camox.training.launching.restarts import ended_before, note_begun, note_end, resume_from
+from camox.training.interruption import TimeLimit
+from camox.training.launching.launcher import exit_code, forget_earlier_attempts, has_told_failure
+from camox.training.launching.restarts import ended_before, note_begun, note_end, resume_from, seconds_since_begun
 
 RUN = Path("nowhere")
 
@@ -113,4 +116,44 @@ def test_the_code_of_the_first_attempt_reaches_who_waits(monkeypatch, attempt, f
     (tmp_path / "code").unlink()
     attempt("one", 1)
     train.main([file])
-    assert (tmp_path / "code").read_text() == "3"
+    assert exit_code(tmp_path / "code", 1) == 3
+
+
+def test_a_code_that_was_told_before_a_restart_is_taken_back(monkeypatch, attempt, file, tmp_path: Path):
+    """The processes that followed may be killed, and then say nothing."""
+    monkeypatch.setattr(Ending, "error", PeersMissing("late"))
+    monkeypatch.setenv("CAMOX_EXIT_CODE_FILE", str(tmp_path / "code"))
+    attempt("one", 0)
+    train.main([file])
+    assert exit_code(tmp_path / "code", 1) == 2
+    assert has_told_failure()
+    forget_earlier_attempts()  # another process of the same attempt, which is late
+    assert has_told_failure()
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    forget_earlier_attempts()
+    assert exit_code(tmp_path / "code", 1) == 1
+    assert not has_told_failure()
+
+
+def test_who_interrupts_a_run_twice_is_not_answered_by_a_restart(monkeypatch, attempt, file):
+    monkeypatch.setattr(Ending, "run", interrupt)
+    attempt("one", 0)
+    assert train.main([file]) == 130
+    assert ended_before() == 130
+
+
+def interrupt(trainer: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_time_runs_on_over_restarts(attempt, monkeypatch):
+    attempt("one", 0)
+    assert seconds_since_begun() is None
+    note_begun()
+    now = time.time()
+    monkeypatch.setattr("camox.training.launching.restarts.time.time", lambda: now + 100.0)
+    attempt("one", 1)
+    note_begun()
+    assert seconds_since_begun() == pytest.approx(100.0, abs=1.0)
+    assert TimeLimit(101 / 3600, lambda: 0.0, spent=seconds_since_begun() or 0.0).is_near() is False
+    assert TimeLimit(99 / 3600, lambda: 0.0, spent=seconds_since_begun() or 0.0).is_near() is True

@@ -21,8 +21,8 @@ def step(start: float, end: float, number: int = 0):
     return event(f"ProfilerStep#{number}", start, end)
 
 
-def label(name: str, start: float, end: float):
-    return event(PREFIX + name, start, end)
+def label(name: str, start: float, end: float, tid: int = HOST):
+    return event(PREFIX + name, start, end, tid=tid)
 
 
 def operator(name: str, start: float, end: float, sequence: int = -1, tid: int = HOST):
@@ -104,6 +104,16 @@ def test_what_is_computed_again_counts_as_backward_of_its_part():
     assert (cost.total, cost.backward) == (pytest.approx(0.1), pytest.approx(0.09))
 
 
+def test_what_a_gpu_computes_again_is_launched_by_the_thread_of_the_backward_pass():
+    events = [
+        *(step(0, 200), label("backbone", 0, 20), operator("aten::conv", 5, 15, sequence=3), *kernel(10, 40, 10)),
+        *(label(BACKWARD, 50, 150), derivative(60, 140, 3, tid=ENGINE), label("backbone", 70, 100, tid=ENGINE)),
+        *(*kernel(80, 120, 75, tid=ENGINE), *kernel(120, 180, 110, tid=ENGINE)),
+    ]
+    cost = break_down(events).parts["backbone"]
+    assert (cost.device, cost.backward) == (pytest.approx(0.13), pytest.approx(0.1))
+
+
 def test_the_end_of_a_backward_pass_waits_for_other_ranks():
     events = [
         *(step(0, 100), label("losses", 0, 10), operator("aten::mul", 1, 2, sequence=1)),
@@ -134,13 +144,28 @@ def test_a_kernel_of_the_backward_pass_is_launched_by_a_thread_of_its_own():
     assert (cost.device, cost.backward) == (pytest.approx(0.17), pytest.approx(0.1))
 
 
-def test_kernels_at_the_same_time_count_once_and_nccl_is_gradient_reduction():
+def test_kernels_at_the_same_time_count_once():
     events = [
-        *(step(0, 100), label(BACKWARD, 0, 100)),
-        *kernel(0, 60, launched=0),
-        *kernel(20, 100, launched=10, name="ncclDevKernel_AllReduce"),
+        *(step(0, 100), label("backbone", 0, 5), label("decoder", 5, 100)),
+        *(*kernel(0, 60, launched=0), *kernel(20, 100, launched=10)),
     ]
-    assert totals(events) == {BACKWARD: 60, REDUCTION: 40}
+    assert totals(events) == {"backbone": 60, "decoder": 40}
+
+
+@pytest.mark.parametrize(
+    ("began", "ended", "waited"),
+    [(0, 100, 40), (0, 55, 15), (10, 50, 0), (30, 65, 10), (30, 90, 20), (50, 60, 10), (60, 100, 20), (95, 130, 5)],
+)
+def test_gradients_that_travel_while_others_compute_cost_nothing(began, ended, waited):
+    """Kernels compute from 10 to 50 and from 60 to 80; what alone runs besides is waited for."""
+    events = [step(0, 100), label(BACKWARD, 0, 100)]
+    events += kernel(began, ended, launched=0, name="ncclDevKernel_AllReduce_Sum_f32_RING_LL")
+    events += [*kernel(10, 50, launched=5), *kernel(60, 80, launched=6)]
+    parts = break_down(events).parts
+    assert parts[REDUCTION].total == pytest.approx(waited / 1000)
+    assert parts[BACKWARD].device == pytest.approx(0.06)
+    assert parts[REDUCTION].kernels == 1
+    assert break_down(events).step == pytest.approx(0.1)
 
 
 def test_a_kernel_that_no_derivative_launched_belongs_to_where_the_host_was():
@@ -178,12 +203,15 @@ spans = st.lists(
 )
 
 
-@given(found=spans, kernels=st.lists(st.tuples(st.integers(0, 120), st.integers(1, 60)), max_size=6))
+some_kernels = st.tuples(st.integers(0, 120), st.integers(1, 60), st.sampled_from(["gemm", "ncclDevKernel_AllReduce"]))
+
+
+@given(found=spans, kernels=st.lists(some_kernels, max_size=6))
 def test_the_parts_add_up_to_the_step(found, kernels):
     """On a CPU and on a GPU, however labels lie, also where they overlap or reach out of the step."""
     events = [step(0, 100), *(label(name, start, start + length) for start, length, name in found)]
-    for start, length in kernels:
-        events += kernel(start, start + length, launched=start)
+    for start, length, name in kernels:
+        events += kernel(start, start + length, launched=start, name=name)
     assert break_down(events).step == pytest.approx(0.1)
 
 

@@ -62,6 +62,65 @@ def test_the_one_copy_of_the_routing_is_expected_and_other_waits_are_not(tiny_ex
     assert "1 × a step, not 0 ×" in advice(tiny_experiment('model.moe.dispatch="masked"'), on_gpu=True, waits=1.0)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "copies"),
+    [
+        (("model.moe.mode='sparse'",), 1),
+        (("model.moe.mode='random'", "optimizer.accumulate=3"), 3),
+        (("model.moe.mode='dense'",), 0),
+        (("model.moe.mode='static'",), 0),
+        (("model.moe.scales=[]",), 0),
+    ],
+)
+def test_only_modes_that_route_each_image_copy_the_routing(tiny_experiment, overrides, copies):
+    told = advice(tiny_experiment(*overrides), on_gpu=True, waits=copies + 1.0)
+    assert f"the host waits for the GPU {copies + 1} × a step, not {copies} ×" in told
+    assert "waits for the GPU" not in advice(tiny_experiment(*overrides), on_gpu=True, waits=float(copies))
+
+
+def test_of_what_is_done_once_a_step_the_three_largest_are_told(tiny_experiment):
+    parts = {"clipping": 5.0, "optimizer": 11.0, "weight_average": 2.0, "guards": 6.0, "meters": 1.0}
+    told = "20% of the step does not depend on the batch (optimizer 9%, guards 5%, clipping 4%): raise data.batch_size"
+    assert told in advice(tiny_experiment(), **parts)
+    assert "the batch (optimizer 20%): raise" in advice(tiny_experiment(), optimizer=25.0, clipping=0.0)
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        ({"reduction": 50}, ["raise optimizer.accumulate"]),
+        ({"optimizer": 50}, ["raise data.batch_size or optimizer.accumulate"]),
+        ({"optimizer": 50, "reduction": 50}, ["raise data.batch_size or optimizer.accumulate"]),
+        ({"idle": 50}, ["raise data.batch_size (and lower optimizer.accumulate)"]),
+        ({"idle": 50, "reduction": 50}, ["raise data.batch_size,", "raise optimizer.accumulate"]),
+        ({"idle": 50, "optimizer": 50}, ["raise data.batch_size,", "raise optimizer.accumulate"]),
+        ({"idle": 50, "optimizer": 50, "reduction": 50}, ["raise data.batch_size,", "raise optimizer.accumulate"]),
+    ],
+)
+def test_each_way_to_a_larger_batch_is_advised_once_and_not_with_its_opposite(tiny_experiment, parts, expected):
+    times = {"gradient_reduction" if name == "reduction" else name: float(time) for name, time in parts.items()}
+    found = findings(tiny_experiment(), recorded(tiny_experiment(), on_gpu="idle" in parts, **times))
+    told = [text for text in found if "optimizer.accumulate" in text or "data.batch_size" in text]
+    assert len(told) == len(expected)
+    assert all(way in text for way, text in zip(expected, told, strict=True)), told
+    lines = "\n".join(told)
+    assert lines.count("data.batch_size") <= 1
+    assert lines.count("optimizer.accumulate") <= 1
+    assert ("gradient reduction" in lines) == ({"reduction", "optimizer"} <= set(parts))
+
+
+@pytest.mark.parametrize(("longer", "is_told"), [(0.77, True), (1.0, False), (2.0, False), (3.0, True)])
+def test_recorded_steps_much_shorter_or_longer_than_the_others_say_that_the_machine_was_busy(
+    tiny_experiment, longer, is_told
+):
+    experiment = tiny_experiment()
+    stage = recorded(experiment)
+    stage = stage._replace(plain_step=stage.breakdown.step / 1e3 / longer)
+    first, *others = findings(experiment, stage)
+    assert first.startswith(f"recorded steps took {longer:.2f} times as long as the others") == is_told
+    assert len(others) == is_told  # what is found otherwise is told too
+
+
 def test_tables_hold_parts_experts_operators_and_where_the_trace_is(tiny_experiment):
     experiment, stream = tiny_experiment(), io.StringIO()
     show(Console(stream=stream, width=100), experiment, [recorded(experiment, optimizer=25.0)])
