@@ -37,7 +37,6 @@ from camox.training.building import (
 )
 from camox.training.interruption import SAVE, STOP, TROUBLE, Interrupted, Requests
 from camox.training.launching.restarts import note_begun
-from camox.training.launching.sharing import require_shared
 from camox.training.memory import out_of_memory, try_largest_phases
 from camox.training.phases import begins_stage, controls_at, frozen_stages, phase_loader, phase_of, phase_sampler
 from camox.training.processes import Result, build_accelerator, once, patience, share_buffers, together
@@ -55,6 +54,7 @@ from camox.training.run_state import (
     other_ranks_notice,
 )
 from camox.training.schedule import Plateau, warmup_factor
+from camox.training.sharing import require_shared
 from camox.training.step import Controls
 from camox.training.stream_batches import Batches
 from camox.training.telemetry import Clock, Scores, reference_scales, score_values

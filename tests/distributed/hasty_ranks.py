@@ -3,7 +3,7 @@
 import sys
 
 from camox.train import main
-from camox.training.launching import sharing
+from camox.training import sharing
 
 if __name__ == "__main__":
     sharing._PATIENCE = 1.0
