@@ -23,10 +23,10 @@ of one suite against each other: 0 where nothing became worse, 1 where something
 
 import argparse
 import dataclasses
-import json
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 # Read when torch is imported, and set for training too. Threads that spin while they wait would count as process time;
@@ -39,7 +39,7 @@ from rich.console import Console
 
 from benchmarking.checkpoint import measure_checkpoints
 from benchmarking.comparison import compare, show_comparison
-from benchmarking.document import measured_document, read_document
+from benchmarking.document import origin, read_document, write_document
 from benchmarking.gpu import measure_gpu
 from benchmarking.inference import measure_inference
 from benchmarking.inspection import measure_inspection
@@ -103,15 +103,17 @@ def _measure(arguments: list[str]) -> int:
     if threads is not None:
         torch.set_num_threads(threads)
     settings = Settings(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Settings)})
-    report = SUITES[options.suite](settings)
+    used = USED.get(options.suite, [field.name for field in dataclasses.fields(Settings) if field.name != "megabytes"])
+    of = origin(settings, used, arguments)
+
+    def keep(report: Report) -> None:
+        if options.json is not None:
+            write_document(options.json, of, report)
+
+    suite = partial(measure_gpu, keep=keep) if options.suite == "gpu" else SUITES[options.suite]
+    report = suite(settings)
+    keep(report)
     show(report.plain(), Console())
-    if options.json is not None:
-        used = USED.get(
-            options.suite, [field.name for field in dataclasses.fields(Settings) if field.name != "megabytes"]
-        )
-        document = measured_document(settings, used, report, arguments)
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(document, indent=2) + "\n")
     return 0
 
 

@@ -5,6 +5,7 @@ import io
 import json
 import subprocess
 import warnings
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+import benchmark
 from benchmark import main
 from benchmarking import cases, cuda, gpu, networks, timing, waits
 from benchmarking.cases import COPY, PRODUCT, Machinery, measure_cases
@@ -163,6 +165,8 @@ def played(monkeypatch):
     monkeypatch.setattr(gpu, "measure_inference", part("inference", 10, [Target("of a CPU", 1, 2)]))
     monkeypatch.setattr(gpu, "measure_measures", part("measures", 10, [Target("difference", 1e-6, 1e-8)]))
     monkeypatch.setattr(gpu, "measure_mixtures", part("mixtures", 10, [Target("of a CPU", 1, 2)]))
+    monkeypatch.setattr(gpu, "_waits", part("waits", 10))
+    monkeypatch.setattr(gpu, "measure_recipes", partial(part("memory", 10, [Target("GiB", 10, 5)]), TOY))
     return clock, measured
 
 
@@ -184,6 +188,29 @@ def test_what_there_is_no_time_for_is_left_out_and_told(played):
     assert parts["all"]["seconds"] == 380.0
 
 
+def test_a_kill_leaves_what_was_measured_before(played, monkeypatch, tmp_path):
+    clock, _ = played
+
+    class Killed(BaseException):
+        pass
+
+    def killed(settings):
+        raise Killed
+
+    monkeypatch.setattr(gpu, "_loops", killed)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(benchmark, "origin", lambda settings, used, arguments: {"settings": dict.fromkeys(used, 0)})
+    monkeypatch.setattr(benchmark, "measure_gpu", partial(measure_gpu, clock=clock))
+    file = tmp_path / "new" / "gpu.json"
+    with pytest.raises(Killed):
+        main(["gpu", "--device", "cuda", "--json", str(file)])
+    found = json.loads(file.read_text())
+    assert found["settings"].keys() == {"device", "backbone", "width", "rounds"}
+    assert list(found["results"][PARTS])[-1] == "steps, 704² × 4, bf16"
+    assert len(found["results"]["table"]) == 1 + 6
+    assert list(file.parent.iterdir()) == [file]
+
+
 def test_tables_are_joined_and_only_limits_for_a_gpu_are_asked(played):
     clock, _ = played
     found = measure_gpu(TOY, Plan(seconds=1000), clock)
@@ -191,6 +218,13 @@ def test_tables_are_joined_and_only_limits_for_a_gpu_are_asked(played):
     assert found.results["measures: table"] == {"measures": {"x": 1}}
     assert [target.what for target in found.targets] == ["loop", "difference"]
     assert not found.judged
+
+
+def test_on_a_gpu_memory_is_measured_before_any_compiler_is_at_work(played):
+    clock, measured = played
+    measure_gpu(dataclasses.replace(TOY, device="cuda"), clock=clock)
+    assert measured[0] == "waits"
+    assert measured.index("memory") == measured.index("compiled 352 fp16") - 1
 
 
 def test_a_part_that_fails_leaves_the_others_their_figures(played, monkeypatch, capsys):
@@ -230,17 +264,6 @@ def test_results_are_shown_and_become_tables(played):
     assert markdown_tables(document).startswith(
         "resnet10t, width 8, medians of 9 interleaved rounds; a card, 2 threads"
     )
-
-
-def test_peaks_of_the_recipes_are_asked_of_a_gpu_alone(monkeypatch):
-    report = Report({"steps": {"416² fp16 sparse": {"peak_bytes": 9 * gpu.GB}}}, {}, [], False)
-    monkeypatch.setattr(gpu, "measure_cases", lambda *arguments: report)
-    of_recipe = Settings(device="cuda", image_size=416, precision="fp16")
-    assert gpu._judged_cases(of_recipe, SMALL, False).targets == [Target("416² fp16 sparse, peak GB", 10, 9.0)]
-    for other in ({"device": "cpu"}, {"precision": "bf16"}, {"image_size": 352}):
-        assert gpu._judged_cases(dataclasses.replace(of_recipe, **other), SMALL, False).targets == []
-    report.results["steps"]["416² fp16 sparse"] = {"remark": "out of memory"}
-    assert not gpu._judged_cases(of_recipe, SMALL, False).targets[0].met
 
 
 def test_the_suite_is_for_a_gpu(capsys):

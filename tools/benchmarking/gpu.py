@@ -2,8 +2,9 @@
 
 In this order, what tells most first: whether the trainer makes the host wait; whole steps of sparse, dense and static
 networks in half precision at three sizes; the trainer's loop against a bare one; inference; measures; the mixtures
-alone; the same steps compiled. A part that the time left is not expected to be enough for is left out, and told so in
-the table of parts, as is what does not fit into memory, or fails. Compilers take longest and come last.
+alone; what steps of the recipes take of the card's memory; the same steps compiled. A part that the time left is not
+expected to be enough for is left out, and told so in the table of parts, as is what does not fit into memory, or fails.
+Compilers take longest and come last.
 
 What only CUDA can tell is behind `benchmarking.cuda`; all else runs on a CPU too, for tests at toy size.
 """
@@ -19,6 +20,7 @@ from benchmarking.cases import Machinery, measure_cases
 from benchmarking.inference import measure_inference
 from benchmarking.loop import BARE, TRAINER, measure_loops
 from benchmarking.measures import measure_measures
+from benchmarking.memory import measure_recipes
 from benchmarking.moe import measure_mixtures
 from benchmarking.report import Report, Rows, Target
 from benchmarking.settings import Settings
@@ -27,9 +29,6 @@ from benchmarking.waits import trainer_waits
 
 PARTS = "parts"
 """Title of the table of what was measured, and how long it took, and what was left out."""
-GB = 10**9
-MOST_GB = {416: 10, 704: 15}
-"""Size → the peak that a step of the sparse network in fp16 is to stay below, by the card it is to fit."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,13 @@ class Part(NamedTuple):
     measure: Callable[[], Report]
 
 
-def measure_gpu(settings: Settings, plan: Plan = Plan(), clock: Callable[[], float] = time.monotonic) -> Report:
-    """Measures one part after another for as long as there is time."""
+def measure_gpu(
+    settings: Settings,
+    plan: Plan = Plan(),
+    clock: Callable[[], float] = time.monotonic,
+    keep: Callable[[Report], None] = lambda report: None,
+) -> Report:
+    """Measures one part after another for as long as there is time; `keep` gets all that is known after each."""
     begun = clock()
     results: dict[str, Rows] = {PARTS: {}}
     ratios: Rows = {}
@@ -79,6 +83,7 @@ def measure_gpu(settings: Settings, plan: Plan = Plan(), clock: Callable[[], flo
             _add(results, found.results)
             _add(ratios, found.ratios)
             targets += found.targets
+        keep(Report(results, ratios, targets, judged=settings.on_gpu))
     results[PARTS]["all"] = {"seconds": round(clock() - begun, 1), "remark": ""}
     return Report(results, ratios, targets, judged=settings.on_gpu)
 
@@ -100,6 +105,8 @@ def _parts(settings: Settings, plan: Plan) -> Iterator[Part]:
     yield Part("inference", "inference", 25, partial(_titled, "inference", inference, replace(first, batch=4)))
     yield Part("measures", "measures", 30, partial(_titled, "measures", measure_measures, settings))
     yield Part("mixtures", "mixtures", 50, partial(_titled, "mixtures", measure_mixtures, replace(first, rounds=3)))
+    if settings.on_gpu:
+        yield Part("memory of the recipes", "memory", 30, measure_recipes)
     yield from _steps(settings, plan, compiled=True)
 
 
@@ -108,19 +115,8 @@ def _steps(settings: Settings, plan: Plan, compiled: bool) -> Iterator[Part]:
         for precision in plan.precisions:
             of_case = replace(settings, image_size=size, batch=batch, precision=precision)
             kind, expected = ("compiled steps", 90) if compiled else ("steps", 25)
-            measure = partial(_judged_cases, of_case, plan.machinery, compiled)
+            measure = partial(measure_cases, of_case, plan.machinery, compiled)
             yield Part(f"{kind}, {size}² × {batch}, {precision}", kind, expected, measure)
-
-
-def _judged_cases(settings: Settings, machinery: Machinery, compiled: bool) -> Report:
-    report = measure_cases(settings, machinery, compiled)
-    most = MOST_GB.get(settings.image_size)
-    if most is None or compiled or settings.precision != "fp16" or not settings.on_gpu:
-        return report
-    (steps,) = (rows for title, rows in report.results.items() if title == "steps")
-    name, row = next(iter(steps.items()))
-    peak = row["peak_bytes"] / GB if "peak_bytes" in row else float("inf")
-    return report._replace(targets=[Target(f"{name}, peak GB", most, peak)])
 
 
 def _waits(settings: Settings) -> Report:
