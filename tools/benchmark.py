@@ -161,13 +161,16 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--precision",
         choices=PRECISIONS,
-        default=default.precision,
-        help="number format of forward passes (default: %(default)s)",
+        help=f"number format of forward passes (default: {default.precision}), fp16 for `options` on a GPU",
     )
     parser.add_argument(
         "--threads", type=_count, help=f"of torch (default: as many as torch takes, 1 for {', '.join(ONE_THREAD)})"
     )
     options = parser.parse_args(arguments)
+    if options.precision is None:
+        # What choices give on a GPU was predicted for the recipes' precision.
+        of_recipes = options.suite == "options" and options.device == "cuda"
+        options.precision = "fp16" if of_recipes else default.precision
     if options.markdown is not None and options.results is None:
         parser.error("--markdown needs --from FILE: measure with --json FILE first")
     if options.device == "cuda" and not torch.cuda.is_available():

@@ -464,6 +464,25 @@ def test_what_this_machine_cannot_measure_is_refused(arguments, message, capsys,
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "precision"),
+    [
+        (["options", "--device", "cuda"], "fp16"),
+        (["options", "--device", "cuda", "--precision", "fp32"], "fp32"),
+        (["options"], "fp32"),
+        (["step", "--device", "cuda"], "fp32"),
+    ],
+)
+def test_options_on_a_gpu_are_measured_in_the_recipes_precision(arguments, precision, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setitem(SUITES, arguments[0], lambda settings: Report({}, {}, [], True))
+    monkeypatch.setattr(cuda, "card", lambda device: {})
+    monkeypatch.setattr(cuda, "versions", dict)
+    file = tmp_path / "new.json"
+    assert main([*arguments, "--json", str(file)]) == 0
+    assert json.loads(file.read_text())["settings"]["precision"] == precision
+
+
 def test_the_script_works_from_any_folder_and_a_wrong_backbone_is_one_message(tmp_path):
     command = [sys.executable, SCRIPT, "moe", "--backbone", "resnet10"]
     finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
