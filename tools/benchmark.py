@@ -128,12 +128,13 @@ def _compare(arguments: list[str]) -> int:
     )
     for name in ("old", "new"):
         parser.add_argument(name, type=Path, metavar=f"{name.upper()}.json", help="a file written with --json")
+    parser.add_argument("--all", action="store_true", help="show also what did not change, and seconds")
     options = parser.parse_args(arguments)
     (suite, old), (other, new) = (read_document(path, SUITES) for path in (options.old, options.new))
     if suite != other:
         raise DataError(f"{options.old} holds results of {suite}, {options.new} of {other}: give two of one suite")
     found = compare(old, new, (str(options.old), str(options.new)))
-    show_comparison(found, (old, new), Console())
+    show_comparison(found, (old, new), Console(), options.all)
     return 1 if found.worse else 0
 
 
