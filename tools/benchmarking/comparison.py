@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from benchmarking.timing import LEAST_ROUNDS
 from camox.errors import DataError
 from pages import SHAPE_ERRORS
 
@@ -25,8 +26,6 @@ MORE_IS_BETTER = ("times as fast", "images/s", "images per second", "share of")
 UNITS = "units_per_image"
 OF_THE_CARD = ("allocated GiB", "reserved GiB")
 """Figures that are measured in a suite that counts: they depend on the card and the libraries."""
-LEAST_ROUNDS = 3
-"""Of fewer nobody knows the noise."""
 ROUNDING = 1e-4
 """Relative difference of two counts that five significant digits do not tell apart."""
 

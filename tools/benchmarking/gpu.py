@@ -20,7 +20,7 @@ from benchmarking import cuda
 from benchmarking.cases import NETWORKS, Machinery, measure_cases
 from benchmarking.inference import measure_inference
 from benchmarking.limits import OutOfTime, time_limit
-from benchmarking.loop import BARE, TRAINER, measure_loops
+from benchmarking.loop import BARE, TRAINER, loop_targets, measure_loops
 from benchmarking.measures import measure_measures
 from benchmarking.memory import measure_recipes
 from benchmarking.moe import measure_mixtures
@@ -155,7 +155,7 @@ def _loops(settings: Settings) -> Report:
     return Report(
         {"loops": {name: figures(samples) for name, samples in loops.items()}},
         {"loop time": {pair: share}},
-        [Target(f"loop time, {pair}", 1.05, share["median"])],
+        loop_targets(share, settings),
         judged=True,
     )
 
