@@ -14,11 +14,12 @@ made for speed gives; `memory`, what steps of the recipes take on a GPU, counted
 step; `scaling`, two processes against one; `gpu`, all that matters on one GPU, in eight minutes. docs/benchmarks.md
 says which question each answers, and how to read it.
 
-What is compared is timed in interleaved rounds. Steps, mixtures, loading, measures and inference are timed by process
-time (on a GPU by its own clock), so that neither a slow minute nor a neighbour on the machine favours one of them; the
-others by wall time. The asked figures are stated for the default settings: with others they are not judged. With
-`--from` nothing is measured: the tables of a results file are shown, or written into a page. `compare` holds two files
-of one suite against each other: 0 where nothing became worse, 1 where something did, 2 where they do not compare.
+What is compared is timed in interleaved rounds, and judged by process time (on a GPU by its own clock), so that neither
+a slow minute nor a neighbour on the machine favours one of them; what somebody or something waits for by wall time:
+suites `checkpoint`, `inspect`, `scaling`, `startup`, and what has workers or a neighbour of its own. The asked figures
+are stated for the default settings: with others they are not judged. With `--from` nothing is measured: the tables of a
+results file are shown, or written into a page. `compare` holds two files of one suite against each other: 0 where
+nothing became worse, 1 where something did, 2 where they do not compare.
 """
 
 import argparse

@@ -405,6 +405,15 @@ def test_every_suite_is_on_the_page_and_in_the_help(capsys):
         assert f"`{suite}`" in text
 
 
+def test_page_and_help_agree_which_suites_are_judged_by_wall_time(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    page = (SCRIPT.parents[1] / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    for text in (page, capsys.readouterr().out):
+        (named,) = re.findall(r"by wall time:\s+suites ([^.]*?), and", text)
+        assert set(re.findall(r"`(\w+)`", named)) == {"checkpoint", "inspect", "scaling", "startup"}
+
+
 def test_help_names_the_defaults(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
