@@ -18,10 +18,10 @@ export OMP_WAIT_POLICY ?= passive
 export NO_ALBUMENTATIONS_UPDATE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install train lint test test-all incidents clean
+.PHONY: help install train lint test test-all compare-infer incidents clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
 
 install: $(INSTALLED) ## make .venv with the pinned dependencies, if it is missing or out of date
 
@@ -45,6 +45,10 @@ test-all: lint ## lint, then every test; the closing line goes to benchmarks/res
 	  | tail -n 1 | tr -d '=' > benchmarks/results/test_all.txt
 	$(BIN)/python -c "import platform, torch; print('Python', platform.python_version(), 'torch', torch.__version__)" \
 	  >> benchmarks/results/test_all.txt
+
+compare-infer: $(INSTALLED) ## measure inference anew: worse than the committed figures?
+	$(BIN)/python tools/benchmark.py infer --json build/infer.json
+	$(BIN)/python tools/benchmark.py compare benchmarks/results/infer.json build/infer.json
 
 incidents: $(INSTALLED) ## everything in docs/stability.md done to a small run anew: table, plots and results
 	rm -rf build/incidents

@@ -14,19 +14,20 @@ made for speed gives; `memory`, what steps of the recipes take on a GPU, counted
 step; `scaling`, two processes against one; `gpu`, all that matters on one GPU, in eight minutes. docs/benchmarks.md
 says which question each answers, and how to read it.
 
-What is compared is timed in interleaved rounds. Steps, mixtures, loading, measures and inference are timed by process
-time (on a GPU by its own clock), so that neither a slow minute nor a neighbour on the machine favours one of them; the
-others by wall time. The asked figures are stated for the default settings: with others they are not judged. With
-`--from` nothing is measured: the tables of a results file are shown, or written into a page. `compare` holds two files
-of one suite against each other: 0 where nothing became worse, 1 where something did, 2 where they do not compare.
+What is compared is timed in interleaved rounds, and judged by process time (on a GPU by its own clock), so that neither
+a slow minute nor a neighbour on the machine favours one of them; what somebody or something waits for by wall time:
+suites `checkpoint`, `inspect`, `scaling`, `startup`, and what has workers or a neighbour of its own. The asked figures
+are stated for the default settings: with others they are not judged. With `--from` nothing is measured: the tables of a
+results file are shown, or written into a page. `compare` holds two files of one suite against each other: 0 where
+nothing became worse, 1 where something did, 2 where they do not compare.
 """
 
 import argparse
 import dataclasses
-import json
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 # Read when torch is imported, and set for training too. Threads that spin while they wait would count as process time;
@@ -39,7 +40,7 @@ from rich.console import Console
 
 from benchmarking.checkpoint import measure_checkpoints
 from benchmarking.comparison import compare, show_comparison
-from benchmarking.document import measured_document, read_document
+from benchmarking.document import origin, read_document, write_document
 from benchmarking.gpu import measure_gpu
 from benchmarking.inference import measure_inference
 from benchmarking.inspection import measure_inspection
@@ -103,15 +104,17 @@ def _measure(arguments: list[str]) -> int:
     if threads is not None:
         torch.set_num_threads(threads)
     settings = Settings(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Settings)})
-    report = SUITES[options.suite](settings)
+    used = USED.get(options.suite, [field.name for field in dataclasses.fields(Settings) if field.name != "megabytes"])
+    of = origin(settings, used, arguments)
+
+    def keep(report: Report) -> None:
+        if options.json is not None:
+            write_document(options.json, of, report)
+
+    suite = partial(measure_gpu, keep=keep) if options.suite == "gpu" else SUITES[options.suite]
+    report = suite(settings)
+    keep(report)
     show(report.plain(), Console())
-    if options.json is not None:
-        used = USED.get(
-            options.suite, [field.name for field in dataclasses.fields(Settings) if field.name != "megabytes"]
-        )
-        document = measured_document(settings, used, report, arguments)
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(document, indent=2) + "\n")
     return 0
 
 
@@ -126,12 +129,13 @@ def _compare(arguments: list[str]) -> int:
     )
     for name in ("old", "new"):
         parser.add_argument(name, type=Path, metavar=f"{name.upper()}.json", help="a file written with --json")
+    parser.add_argument("--all", action="store_true", help="show also what did not change, and seconds")
     options = parser.parse_args(arguments)
     (suite, old), (other, new) = (read_document(path, SUITES) for path in (options.old, options.new))
     if suite != other:
         raise DataError(f"{options.old} holds results of {suite}, {options.new} of {other}: give two of one suite")
     found = compare(old, new, (str(options.old), str(options.new)))
-    show_comparison(found, (old, new), Console())
+    show_comparison(found, (old, new), Console(), options.all)
     return 1 if found.worse else 0
 
 
@@ -159,13 +163,16 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--precision",
         choices=PRECISIONS,
-        default=default.precision,
-        help="number format of forward passes (default: %(default)s)",
+        help=f"number format of forward passes (default: {default.precision}), fp16 for `options` on a GPU",
     )
     parser.add_argument(
         "--threads", type=_count, help=f"of torch (default: as many as torch takes, 1 for {', '.join(ONE_THREAD)})"
     )
     options = parser.parse_args(arguments)
+    if options.precision is None:
+        # What choices give on a GPU was predicted for the recipes' precision.
+        of_recipes = options.suite == "options" and options.device == "cuda"
+        options.precision = "fp16" if of_recipes else default.precision
     if options.markdown is not None and options.results is None:
         parser.error("--markdown needs --from FILE: measure with --json FILE first")
     if options.device == "cuda" and not torch.cuda.is_available():

@@ -405,6 +405,15 @@ def test_every_suite_is_on_the_page_and_in_the_help(capsys):
         assert f"`{suite}`" in text
 
 
+def test_page_and_help_agree_which_suites_are_judged_by_wall_time(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    page = (SCRIPT.parents[1] / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    for text in (page, capsys.readouterr().out):
+        (named,) = re.findall(r"by wall time:\s+suites ([^.]*?), and", text)
+        assert set(re.findall(r"`(\w+)`", named)) == {"checkpoint", "inspect", "scaling", "startup"}
+
+
 def test_help_names_the_defaults(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
@@ -462,6 +471,25 @@ def test_what_this_machine_cannot_measure_is_refused(arguments, message, capsys,
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "precision"),
+    [
+        (["options", "--device", "cuda"], "fp16"),
+        (["options", "--device", "cuda", "--precision", "fp32"], "fp32"),
+        (["options"], "fp32"),
+        (["step", "--device", "cuda"], "fp32"),
+    ],
+)
+def test_options_on_a_gpu_are_measured_in_the_recipes_precision(arguments, precision, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setitem(SUITES, arguments[0], lambda settings: Report({}, {}, [], True))
+    monkeypatch.setattr(cuda, "card", lambda device: {})
+    monkeypatch.setattr(cuda, "versions", dict)
+    file = tmp_path / "new.json"
+    assert main([*arguments, "--json", str(file)]) == 0
+    assert json.loads(file.read_text())["settings"]["precision"] == precision
 
 
 def test_the_script_works_from_any_folder_and_a_wrong_backbone_is_one_message(tmp_path):

@@ -40,13 +40,13 @@ OLD = {
 def compared(tmp_path, capsys):
     """Compares OLD with what a function makes of a copy; gives exit code, output and error."""
 
-    def run(change):
+    def run(change, *options):
         new = copy.deepcopy(OLD)
         change(new)
         files = tmp_path / "old.json", tmp_path / "new.json"
         for file, document in zip(files, (OLD, new), strict=True):
             file.write_text(json.dumps(document))
-        code = main(["compare", *map(str, files)])
+        code = main(["compare", *map(str, files), *options])
         captured = capsys.readouterr()
         return code, " ".join(captured.out.split()), captured.err
 
@@ -96,13 +96,53 @@ def test_what_counts_as_worse(compared, change, expected):
 
 
 def test_seconds_are_shown_on_one_machine_and_not_of_two(compared):
-    assert "seconds, not judged" in compared(lambda document: None)[1]
-    code, output, _ = compared(lambda document: document["machine"].update(processor="another"))
+    assert "seconds, not judged" in compared(lambda document: None, "--all")[1]
+    code, output, _ = compared(lambda document: document["machine"].update(processor="another"), "--all")
     assert code == 0
     assert "different machines: their seconds are not compared, the ratios are" in output
     assert "seconds, not judged" not in output
     assert "another" in output
     assert "sparse / dense" in output
+
+
+def test_what_did_not_change_is_left_out_and_counted(compared, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    _, output, _ = compared(ratio("step time", "sparse / dense", spread(0.6, 0.56, 0.65)))
+    assert "sparse / dense 0.5" in output
+    assert "GMAC" in output
+    assert "ours" not in output
+    assert "seconds" not in output
+    # two ratios, a figure in units, one in seconds
+    assert "4 figures that did not change beyond the noise, or are not judged: see --all" in output
+    assert "--all" not in compared(lambda document: None, "--all")[1]
+
+
+def counted(document):
+    """Of a suite that counts and times nothing."""
+    del document["settings"]["rounds"]
+    document.update(ratios={}, results={"step": {"416²": {"needed GiB": 6.5, "reserved GiB": 5.0, "remark": ""}}})
+
+
+@pytest.mark.parametrize(
+    ("figure", "value", "expected"),
+    [
+        ("needed GiB", 6.5, UNCHANGED),
+        ("needed GiB", 6.6, WORSE),
+        ("needed GiB", 6.4, BETTER),
+        ("reserved GiB", 9.0, UNCHANGED),
+    ],
+)
+def test_what_is_only_counted_compares_figure_by_figure(tmp_path, capsys, figure, value, expected):
+    old = copy.deepcopy(OLD)
+    counted(old)
+    new = copy.deepcopy(old)
+    new["results"]["step"]["416²"][figure] = value
+    files = tmp_path / "old.json", tmp_path / "new.json"
+    for file, document in zip(files, (old, new), strict=True):
+        file.write_text(json.dumps(document))
+    assert main(["compare", *map(str, files)]) == expected[0]
+    output = capsys.readouterr().out
+    assert all(text in output for text in expected[1:])
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,12 @@
 import dataclasses
 import io
 import json
+import signal
 import subprocess
+import time
 import warnings
+from contextlib import suppress
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +16,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+import benchmark
 from benchmark import main
 from benchmarking import cases, cuda, gpu, networks, timing, waits
 from benchmarking.cases import COPY, PRODUCT, Machinery, measure_cases
@@ -46,7 +51,7 @@ def test_every_network_has_a_compiled_twin():
 
 
 def test_steps_are_compared_with_one_another_and_with_the_device():
-    found = measure_cases(TOY, SMALL, compiled=False)
+    found = measure_cases(TOY, SMALL, cases.NETWORKS, compiled=False)
     rows, ratios = found.results["steps"], found.ratios
     assert list(rows) == [f"64² fp32 {name}" for name in CASES]
     assert all(row["ms / step"]["median"] > 0 and row["images/s"]["median"] > 0 for row in rows.values())
@@ -85,9 +90,8 @@ def played_steps(monkeypatch):
 
 
 @pytest.mark.usefixtures("played_steps")
-def test_compiled_steps_are_compared_with_the_ones_that_are_not(monkeypatch):
-    monkeypatch.setattr(cases, "NETWORKS", ("sparse", "static"))
-    found = measure_cases(dataclasses.replace(TOY, precision="bf16"), SMALL, compiled=True)
+def test_compiled_steps_are_compared_with_the_ones_that_are_not():
+    found = measure_cases(dataclasses.replace(TOY, precision="bf16"), SMALL, ("sparse", "static"), compiled=True)
     assert list(found.results["compiled steps"]) == ["64² bf16 sparse_compiled", "64² bf16 static_compiled"]
     assert set(found.ratios) == {"step time, 64² bf16"}
     assert set(found.ratios["step time, 64² bf16"]) == {
@@ -97,9 +101,18 @@ def test_compiled_steps_are_compared_with_the_ones_that_are_not(monkeypatch):
     }
 
 
+@pytest.mark.parametrize(("compiled", "built"), [(False, CASES), (True, ("sparse_compiled", "sparse"))])
+@pytest.mark.usefixtures("played_steps")
+def test_networks_are_built_once_to_be_counted_and_timed(monkeypatch, compiled, built):
+    seen, prepare = [], cases.prepare
+    monkeypatch.setattr(cases, "prepare", lambda name, settings: seen.append(name) or prepare(name, settings))
+    measure_cases(TOY, SMALL, ("sparse",) if compiled else CASES, compiled)
+    assert seen == list(built)
+
+
 def test_a_network_that_does_not_fit_is_told_and_the_others_are_measured(played_steps):
     played_steps.add("dense")
-    found = measure_cases(TOY, SMALL, compiled=False)
+    found = measure_cases(TOY, SMALL, cases.NETWORKS, compiled=False)
     assert found.results["steps"]["64² fp32 dense"] == {"remark": "out of memory"}
     assert found.results["steps"]["64² fp32 sparse"]["ms / step"]["median"] > 0
     assert set(found.ratios["step time, 64² fp32"]) == {"sparse / static"}
@@ -115,7 +128,7 @@ def test_what_fits_alone_but_not_beside_the_others_is_not_timed(monkeypatch):
         return interleaved(names, *rest)
 
     monkeypatch.setattr(cases, "_interleaved", crowded)
-    rows = measure_cases(TOY, SMALL, compiled=False).results["steps"]
+    rows = measure_cases(TOY, SMALL, cases.NETWORKS, compiled=False).results["steps"]
     assert sorted("ms / step" in row for row in rows.values()) == [False, False, True]
     assert sum("not timed" in row.get("remark", "") for row in rows.values()) == 2
 
@@ -158,11 +171,13 @@ def played(monkeypatch):
         return measure
 
     steps, compiled = part("steps", 30), part("compiled", 80)
-    monkeypatch.setattr(gpu, "measure_cases", lambda s, machinery, c: (compiled if c else steps)(s))
+    monkeypatch.setattr(gpu, "measure_cases", lambda s, machinery, of, c: (compiled if c else steps)(s))
     monkeypatch.setattr(gpu, "_loops", part("loops", 10, [Target("loop", 1.05, 1.04)]))
     monkeypatch.setattr(gpu, "measure_inference", part("inference", 10, [Target("of a CPU", 1, 2)]))
     monkeypatch.setattr(gpu, "measure_measures", part("measures", 10, [Target("difference", 1e-6, 1e-8)]))
     monkeypatch.setattr(gpu, "measure_mixtures", part("mixtures", 10, [Target("of a CPU", 1, 2)]))
+    monkeypatch.setattr(gpu, "_waits", part("waits", 10))
+    monkeypatch.setattr(gpu, "measure_recipes", partial(part("memory", 10, [Target("GiB", 10, 5)]), TOY))
     return clock, measured
 
 
@@ -170,27 +185,70 @@ def test_what_there_is_no_time_for_is_left_out_and_told(played):
     clock, measured = played
     found = measure_gpu(TOY, clock=clock)
     steps = [f"steps {size} {precision}" for size in (352, 416, 704) for precision in ("fp16", "bf16")]
-    # 6 × 30 + 4 × 10 = 220 of 400 seconds. Compiled steps are expected to take 90 s and take 80: two end at 380.
+    # 6 × 30 + 4 × 10 = 220 of 400 seconds. Compiled steps are expected to take 60 s and take 80: two end at 380.
     assert measured == [*steps, "loops", "inference", "measures", "mixtures", "compiled 352 fp16", "compiled 352 bf16"]
     parts = found.results[PARTS]
     left_out = {name: row["remark"] for name, row in parts.items() if row["seconds"] is None}
-    assert list(left_out) == [
-        f"compiled steps, {size}² × {batch}, {precision}"
-        for size, batch in ((416, 12), (704, 4))
-        for precision in ("fp16", "bf16")
-    ]
+    each = [f"{size}² × {batch}, {of}" for size, batch in Plan().batches.items() for of in ("fp16", "bf16")]
+    assert list(left_out) == [f"compiled steps, {network}, {case}" for network in CASES for case in each][2:]
     assert set(left_out.values()) == {"left out: 20 s were left, about 80 s are needed"}
     assert parts["steps, 704² × 4, bf16"] == {"seconds": 30.0, "remark": ""}
     assert parts["all"]["seconds"] == 380.0
 
 
+def test_a_kill_leaves_what_was_measured_before(played, monkeypatch, tmp_path):
+    clock, _ = played
+
+    class Killed(BaseException):
+        pass
+
+    def killed(settings):
+        raise Killed
+
+    monkeypatch.setattr(gpu, "_loops", killed)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(benchmark, "origin", lambda settings, used, arguments: {"settings": dict.fromkeys(used, 0)})
+    monkeypatch.setattr(benchmark, "measure_gpu", partial(measure_gpu, clock=clock))
+    file = tmp_path / "new" / "gpu.json"
+    with pytest.raises(Killed):
+        main(["gpu", "--device", "cuda", "--json", str(file)])
+    found = json.loads(file.read_text())
+    assert found["settings"].keys() == {"device", "backbone", "width", "rounds"}
+    assert list(found["results"][PARTS])[-1] == "steps, 704² × 4, bf16"
+    assert len(found["results"]["table"]) == 1 + 6
+    assert list(file.parent.iterdir()) == [file]
+
+
 def test_tables_are_joined_and_only_limits_for_a_gpu_are_asked(played):
     clock, _ = played
-    found = measure_gpu(TOY, Plan(seconds=1000), clock)
+    found = measure_gpu(TOY, Plan(seconds=2000), clock)
     assert len(found.results["table"]) == len(found.ratios["time"]) == 6 + 1 + 6
     assert found.results["measures: table"] == {"measures": {"x": 1}}
     assert [target.what for target in found.targets] == ["loop", "difference"]
     assert not found.judged
+
+
+def test_what_takes_longer_than_all_the_time_is_broken_off_and_told(played, monkeypatch):
+    clock, measured = played
+
+    def endless(settings):
+        while True:
+            with suppress(Exception):  # as compilers do
+                time.sleep(10)
+
+    monkeypatch.setattr(gpu, "_loops", endless)
+    found = measure_gpu(TOY, Plan(limit=6 * 30 + 0.2), clock)
+    assert found.results[PARTS]["trainer and bare loop"]["remark"] == "broken off after 0 s: the time was over"
+    assert list(found.results["table"])[:6] == measured[:6]
+    assert "inference: table" in found.results
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_on_a_gpu_memory_is_measured_before_any_compiler_is_at_work(played):
+    clock, measured = played
+    measure_gpu(dataclasses.replace(TOY, device="cuda"), clock=clock)
+    assert measured[0] == "waits"
+    assert measured.index("memory") == measured.index("compiled 352 fp16") - 1
 
 
 def test_a_part_that_fails_leaves_the_others_their_figures(played, monkeypatch, capsys):
@@ -230,17 +288,6 @@ def test_results_are_shown_and_become_tables(played):
     assert markdown_tables(document).startswith(
         "resnet10t, width 8, medians of 9 interleaved rounds; a card, 2 threads"
     )
-
-
-def test_peaks_of_the_recipes_are_asked_of_a_gpu_alone(monkeypatch):
-    report = Report({"steps": {"416² fp16 sparse": {"peak_bytes": 9 * gpu.GB}}}, {}, [], False)
-    monkeypatch.setattr(gpu, "measure_cases", lambda *arguments: report)
-    of_recipe = Settings(device="cuda", image_size=416, precision="fp16")
-    assert gpu._judged_cases(of_recipe, SMALL, False).targets == [Target("416² fp16 sparse, peak GB", 10, 9.0)]
-    for other in ({"device": "cpu"}, {"precision": "bf16"}, {"image_size": 352}):
-        assert gpu._judged_cases(dataclasses.replace(of_recipe, **other), SMALL, False).targets == []
-    report.results["steps"]["416² fp16 sparse"] = {"remark": "out of memory"}
-    assert not gpu._judged_cases(of_recipe, SMALL, False).targets[0].met
 
 
 def test_the_suite_is_for_a_gpu(capsys):

@@ -1,5 +1,7 @@
 """The two loops that suite `step` times against each other do the same training."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -65,3 +67,18 @@ def test_a_round_has_one_step_that_is_logged_and_counts_as_one_step(logged, monk
         rounds = found[3:6], found[6:]
         expected = [sum(sample.process for sample in of_round) / 3 for of_round in rounds]
         assert [sample.process for sample in samples[name]] == expected
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "rounds", "limits"),
+    [
+        (1.005, 1.02, 3, [1.05, 1.02]),
+        (1.0, 1.03, 3, [1.05]),  # a range in which 1.02 is lost
+        (1.01, 1.01, 2, [1.05]),  # too few rounds to know
+    ],
+)
+def test_the_narrow_limit_is_asked_where_the_noise_lets_it_be_seen(least, most, rounds, limits):
+    share = {"median": 1.01, "least": least, "most": most}
+    targets = loop.loop_targets(share, dataclasses.replace(TOY, rounds=rounds))
+    assert [target.at_most for target in targets] == limits
+    assert len({target.what for target in targets}) == len(targets)

@@ -19,6 +19,26 @@ def test_each_phase_of_both_recipes_is_counted_with_and_without_checkpointing():
     assert any(case.one_pair for case in cases)
 
 
+def test_on_a_gpu_both_recipes_are_asked_at_their_largest_with_and_without_checkpointing(monkeypatch):
+    reserved = {"416², full, 12 images, fp16, checkpointing": 4.0, "416², full, 12 images, fp16": 9.5}
+    reserved["704², full, 4 images, fp16, checkpointing"] = 5.0
+
+    def measured(case):
+        if case.name not in reserved:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return {"allocated GiB": 1.0, "reserved GiB": reserved[case.name]}
+
+    monkeypatch.setattr(memory, "_measured", measured)
+    found = memory.measure_recipes()
+    rows = found.results["memory of the recipes"]
+    assert list(rows) == [*reserved, "704², full, 4 images, fp16"]
+    assert rows["704², full, 4 images, fp16"] == {"remark": "out of memory"}
+    assert [(target.at_most, target.measured, target.met) for target in found.targets] == [
+        (10, 9.5, True),
+        (15, float("inf"), False),
+    ]
+
+
 def test_the_dearest_pair_gets_all_images():
     sizes = dearest_pair()(24, 6)
     assert sorted(sizes) == [0, 0, 0, 0, 12, 12]

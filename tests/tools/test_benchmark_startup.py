@@ -9,8 +9,9 @@ import psutil
 import pytest
 
 from benchmark import main
-from benchmarking import startup
+from benchmarking import start_in_parts, startup
 from benchmarking.timing import Sample
+from camox.training import reporting, trainer
 
 LAUNCH = """
 import subprocess, sys, time
@@ -71,6 +72,12 @@ def test_the_bare_script_runs_and_imports_no_camox(tmp_path):
     script.write_text(startup.BARE_SCRIPT + "\nassert 'camox' not in sys.modules\n")
     subprocess.run([sys.executable, str(script), str(tmp_path / "sign")], check=True)
     assert (tmp_path / "sign").read_text() == "done\n"
+
+
+def test_what_is_replaced_to_be_timed_is_there():
+    assert {name for name in start_in_parts.OF_TRAINER if not callable(getattr(trainer, name, None))} == set()
+    assert {name for name in ("_window", "_heed_requests") if not hasattr(trainer.Trainer, name)} == set()
+    assert hasattr(reporting, "WandbTracker")
 
 
 @pytest.mark.slow

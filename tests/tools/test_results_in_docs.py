@@ -21,6 +21,7 @@ TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "step": ("model.md", report.markdown_tables),
     "moe": ("model.md", report.markdown_tables),
     "ablation": ("model.md", ablation_tables.markdown_tables),
+    "infer": ("benchmarks.md", report.markdown_tables),
     "measures": ("measures.md", report.markdown_tables),
     "memory": ("memory.md", report.markdown_tables),
     "options": ("performance.md", report.markdown_tables),

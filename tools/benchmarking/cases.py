@@ -1,7 +1,8 @@
 """Whole training steps of several networks at one size and precision, against the best that the card does.
 
-Each case is counted while it is alone on the device; then all are timed in interleaved rounds with one another, with a
-large matrix product in the same precision and with a copy from device memory to device memory.
+Each case is counted while it alone is at work on the device; then all are timed in interleaved rounds with one another,
+with a large matrix product in the same precision and with a copy from device memory to device memory. Networks are
+built, and compiled, once for both: what those counted before still hold, weights and moments, is left out of a peak.
 
 What a step achieves is told as shares of these two rates. Its multiply-adds are counted over forward and backward pass
 (`torch.utils.flop_counter`). Its traffic is all bytes that its operators read and write, one operator after another:
@@ -10,7 +11,7 @@ step is limited by; small shares of both say that it is limited by launches or w
 nothing of this can be counted, so compiled steps are compared with the ones that are not.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -49,19 +50,20 @@ class Counted(NamedTuple):
     """Of one step."""
 
 
-def measure_cases(settings: Settings, machinery: Machinery, compiled: bool) -> Report:
-    """Sparse, dense and static network as they are, or `compiled` beside as they are."""
+def measure_cases(settings: Settings, machinery: Machinery, networks: Sequence[str], compiled: bool) -> Report:
+    """Networks as they are, or `compiled` beside as they are."""
     label = f"{settings.image_size}² {settings.precision}"
     if settings.on_gpu and settings.precision == "bf16" and not cuda.has_bf16():
         return Report({"steps": {label: {"remark": "no bf16 on this card"}}}, {}, [], judged=False)
-    names = [f"{name}_compiled" for name in NETWORKS] if compiled else list(NETWORKS)
-    counts = {name: cuda.attempt(partial(_count, name, settings)) for name in names}
+    names = [f"{name}_compiled" for name in networks] if compiled else list(networks)
+    built: dict[str, Work] = {}
+    counts = {name: cuda.attempt(partial(_count, name, settings, built)) for name in names}
     counted = {name: found for name, found in counts.items() if not isinstance(found, str)}
     rows: Rows = {f"{label} {name}": {"remark": why} for name, why in counts.items() if isinstance(why, str)}
     timed = list(counted)
     if compiled:
         timed = [each for name in counted for each in (name.removesuffix("_compiled"), name)]
-    samples = _time(timed, counted, settings, machinery)
+    samples = _time(timed, built, counted, settings, machinery)
     for name, found in counted.items():
         rows[f"{label} {name}"] = _row(found, samples.get(name), settings)
     rows = {name: rows[name] for name in (f"{label} {name}" for name in names)}
@@ -70,8 +72,10 @@ def measure_cases(settings: Settings, machinery: Machinery, compiled: bool) -> R
     return Report({"compiled steps" if compiled else "steps": rows, "units": units}, ratios, [], judged=False)
 
 
-def _count(name: str, settings: Settings) -> Counted:
-    """What is counted of a case that is alone on the device. Runs its first steps, which allocate and compile."""
+def _count(name: str, settings: Settings, built: dict[str, Work]) -> Counted:
+    """What is counted of a case, whose step goes to `built`. Runs its first steps, which allocate and compile."""
+    cuda.release_memory()
+    others = torch.cuda.memory_allocated() if settings.on_gpu else 0
     step = prepare(name, settings).step
     for _ in range(cuda.STEPS):
         step()
@@ -79,7 +83,7 @@ def _count(name: str, settings: Settings) -> Counted:
     if settings.on_gpu:
         calls = cuda.api_calls(step)
         row |= {
-            "peak_bytes": cuda.peak_bytes(step),
+            "peak_bytes": cuda.peak_bytes(step) - others,
             "host waits": cuda.waits(step),
             "waiting calls": "unknown" if calls is None else calls.waits,
             "launches": "unknown" if calls is None else calls.launches,
@@ -91,22 +95,26 @@ def _count(name: str, settings: Settings) -> Counted:
             "traffic_bytes": work.traffic_bytes,
         }
     (sample,) = interleaved({name: step}, 1, settings.torch_device)[name]
-    del step
-    cuda.release_memory()
+    built[name] = step
     return Counted(row, work, sample.wall)
 
 
 def _time(
-    names: list[str], counted: Mapping[str, Counted], settings: Settings, machinery: Machinery
+    names: list[str],
+    built: dict[str, Work],
+    counted: Mapping[str, Counted],
+    settings: Settings,
+    machinery: Machinery,
 ) -> dict[str, list[Sample]]:
     """Samples of one step or unit; of as many cases as fit into memory together, those that need least first."""
     while names:
-        found = cuda.attempt(partial(_interleaved, names, counted, settings, machinery))
+        found = cuda.attempt(partial(_interleaved, names, built, counted, settings, machinery))
         if not isinstance(found, str):
             return found
         if found != cuda.OUT_OF_MEMORY:
             return {}
-        names = sorted(names, key=lambda name: _peak(counted, name))[:-1]
+        *names, largest = sorted(names, key=lambda name: _peak(counted, name))
+        built.pop(largest, None)
     return {}
 
 
@@ -116,9 +124,13 @@ def _peak(counted: Mapping[str, Counted], name: str) -> int:
 
 
 def _interleaved(
-    names: list[str], counted: Mapping[str, Counted], settings: Settings, machinery: Machinery
+    names: list[str],
+    built: Mapping[str, Work],
+    counted: Mapping[str, Counted],
+    settings: Settings,
+    machinery: Machinery,
 ) -> dict[str, list[Sample]]:
-    works: dict[str, Work] = {name: _turn(prepare(name, settings).step) for name in names}
+    works: dict[str, Work] = {name: _turn(built.get(name) or prepare(name, settings).step) for name in names}
     works |= _units(settings, machinery)
     of_round = sum(TURN * (counted.get(name) or counted[f"{name}_compiled"]).seconds for name in names)
     rounds = max(3, min(settings.rounds, round(machinery.seconds / max(of_round, 1e-9)) - 3))

@@ -1,6 +1,7 @@
 """Two files of results of one suite against each other: did a later commit make anything worse?
 
-Compared are ratios, and times in units of the matrix product of the same rounds: they hold on any machine of the kind.
+Compared are ratios, and times in units of the matrix product of the same rounds: they hold on any machine of the kind;
+of suites that only count, everything.
 One is worse where the noise of neither file explains it: the new median lies beyond all old rounds, and the old median
 beyond all new ones. What is counted has no noise. An asked figure is lost that was met and no longer is.
 
@@ -16,14 +17,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from benchmarking.timing import LEAST_ROUNDS
 from camox.errors import DataError
 from pages import SHAPE_ERRORS
 
 MORE_IS_BETTER = ("times as fast", "images/s", "images per second", "share of")
 """Words in the title of ratios that are gains; all others are costs."""
 UNITS = "units_per_image"
-LEAST_ROUNDS = 3
-"""Of fewer nobody knows the noise."""
+OF_THE_CARD = ("allocated GiB", "reserved GiB")
+"""Figures that are measured in a suite that counts: they depend on the card and the libraries."""
 ROUNDING = 1e-4
 """Relative difference of two counts that five significant digits do not tell apart."""
 
@@ -99,15 +101,22 @@ def compare(old: Document, new: Document, names: tuple[str, str]) -> Comparison:
     return Comparison(ratios, targets, seconds, remarks)
 
 
-def show_comparison(found: Comparison, documents: tuple[Document, Document], console: Console) -> None:
-    """Prints where both come from, all figures, and a closing line."""
+def show_comparison(
+    found: Comparison, documents: tuple[Document, Document], console: Console, everything: bool = False
+) -> None:
+    """Prints where both come from, what is asked, came, went or changed, or `everything`, and a closing line."""
     for name, document in zip(("old", "new"), documents, strict=True):
         console.print(Text(f"{name}: {_origin(document)}"))
     for remark in found.remarks:
         console.print(Text(remark))
+    left_out = 0
     for heading, lines in (("ratio", found.ratios), ("asked", found.targets), ("seconds, not judged", found.seconds)):
-        if lines:
-            console.print(_table(heading, lines))
+        shown = [line for line in lines if everything or line.verdict or lines is found.targets]
+        left_out += len(lines) - len(shown)
+        if shown:
+            console.print(_table(heading, shown))
+    if left_out:
+        console.print(Text(f"{left_out} figures that did not change beyond the noise, or are not judged: see --all"))
     better = sum(line.verdict == BETTER for line in found.ratios)
     console.print(Text(f"{len(found.worse)} worse, {better} better beyond the noise, of {len(found.ratios)} ratios"))
     for line in found.worse:
@@ -120,13 +129,13 @@ def _require_like_settings(old: Document, new: Document, names: tuple[str, str])
         **{key: (old["settings"].get(key), new["settings"].get(key)) for key in {**old["settings"], **new["settings"]}},
         "threads": (old["machine"]["threads"], new["machine"]["threads"]),
     }
-    rounds = both.pop("rounds")
+    rounds = both.pop("rounds", (None, None))
     different = {key: pair for key, pair in both.items() if pair[0] != pair[1] and None not in pair}
     if different:
         told = ", ".join(f"{key} {one} and {other}" for key, (one, other) in different.items())
         raise DataError(f"{names[0]} and {names[1]} do not compare: measured with {told}; measure with the same")
     for name, count in zip(names, rounds, strict=True):
-        if count < LEAST_ROUNDS:
+        if count is not None and count < LEAST_ROUNDS:  # of what is only counted there are none
             raise DataError(f"{name}: measured in {count} rounds, which tell no noise; take --rounds {LEAST_ROUNDS}")
     return [
         f"{key} = {one if other is None else other} is a setting of one of them only"
@@ -143,6 +152,13 @@ def _ratio_figures(document: Document) -> Iterator[tuple[tuple[str, str], Spread
         for name, row in rows.items():
             if UNITS in row:
                 yield (f"{table}, units per image", name), _spread(row[UNITS])
+            for figure, value in row.items():
+                if (
+                    "rounds" not in document["settings"]
+                    and figure not in OF_THE_CARD
+                    and isinstance(value, int | float)
+                ):
+                    yield (f"{table}, {figure}", name), _spread(value)
 
 
 def _second_figures(document: Document) -> Iterator[tuple[tuple[str, str], Spread]]:

@@ -1,8 +1,9 @@
 """The file that a measurement becomes, and which suite a file is of."""
 
 import dataclasses
+import json
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,8 @@ from pages import read_results
 SCRIPT = "tools/benchmark.py"
 
 
-def measured_document(
-    settings: Settings, used: Collection[str], report: Report, arguments: Sequence[str] | None
-) -> dict[str, Any]:
-    """Figures with all that they depend on: command, commit, machine, versions, and the settings that are `used`."""
+def origin(settings: Settings, used: Collection[str], arguments: Sequence[str] | None) -> dict[str, Any]:
+    """What figures depend on: command, commit, machine, versions, and the settings that are `used`."""
     of_machine = machine() | {"threads": torch.get_num_threads()}
     of_versions = versions()
     if settings.on_gpu:
@@ -34,8 +33,15 @@ def measured_document(
         "machine": of_machine,
         "versions": of_versions,
         "settings": {name: value for name, value in dataclasses.asdict(settings).items() if name in used},
-        **report.plain(),
     }
+
+
+def write_document(path: Path, of: Mapping[str, Any], report: Report) -> None:
+    """Writes figures with their `origin`, whole or not at all: a suite that is killed leaves what it wrote before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps({**of, **report.plain()}, indent=2) + "\n")
+    partial.replace(path)
 
 
 def read_document(path: Path, suites: Collection[str]) -> tuple[str, dict[str, Any]]:

@@ -12,7 +12,7 @@ import contextlib
 import copy
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
 from benchmarking.experiments import benchmark_experiment
+from benchmarking.report import Target
 from benchmarking.settings import Settings
-from benchmarking.timing import ROUTINGS, Sample, added_up, timed
+from benchmarking.timing import LEAST_ROUNDS, ROUTINGS, Sample, added_up, timed
 from camox.data.loading import TrainBatch
 from camox.experiment import Experiment, ResolvedPhase
 from camox.losses.composite import SegmentationObjective
@@ -39,6 +40,8 @@ STEPS = 4
 """Steps of a round, one of which is logged: five times as often as by default."""
 
 TRAINER, BARE = "trainer", "bare"
+NOISE = 0.02
+"""Range of the rounds' ratios, as a share of their median, below which a ratio of 1.02 can be told from 1."""
 
 
 class BareLoop:
@@ -137,6 +140,15 @@ def measure_loops(settings: Settings) -> dict[str, list[Sample]]:
         ]
         for name, found in trainer.samples.items()
     }
+
+
+def loop_targets(share: Mapping[str, float], settings: Settings) -> list[Target]:
+    """What the trainer may take of a bare loop; the narrower limit is asked only where noise lets it be seen."""
+    what = f"loop time, {TRAINER} / {BARE}"
+    targets = [Target(what, 1.05, share["median"])]
+    if settings.rounds >= LEAST_ROUNDS and share["most"] - share["least"] < NOISE * share["median"]:
+        targets.append(Target(f"{what}, rounds within {NOISE:.0%}", 1.02, share["median"]))
+    return targets
 
 
 def rounds(settings: Settings) -> int:

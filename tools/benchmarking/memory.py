@@ -4,9 +4,10 @@ Counted as `camox.diagnosis.accounting` says, on any machine alike; with `--devi
 and the allocator's own figures stand beside. Multiply-adds are those of a forward pass.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import accumulate
+from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from benchmarking.counters import multiply_adds
-from benchmarking.cuda import peak_bytes, release_memory
+from benchmarking.cuda import attempt, peak_bytes, release_memory
 from benchmarking.report import Report, Rows, Target
 from benchmarking.settings import Settings
 from benchmarking.timing import significant
@@ -33,7 +34,7 @@ from camox.training.step import Controls
 
 RECIPES = Path(__file__).resolve().parents[2] / "experiments"
 LIMITS = {"sparse_moe_416": 10, "sparse_moe_704": 15}
-"""Recipe → GiB that each of its phases is to fit in, with all allowances."""
+"""Recipe → GiB that each of its phases is to fit in: counted, with all allowances; measured, as reserved."""
 LARGER_BATCH = {"sparse_moe_416": 12}
 """Recipe → images of its last phase, a second time with more than the recipe has."""
 RESOLUTIONS = (352, 416, 448, 480, 512, 544, 576, 608, 640, 704)
@@ -87,6 +88,30 @@ def measure_memory(settings: Settings) -> Report:
         "side in pixels": {f"largest dense for the GMAC of sparse {largest}²": affordable},
     }
     return Report({"step": steps, "resolution": work}, ratios, targets, judged=True)
+
+
+def measure_recipes() -> Report:
+    """Takes a step of each recipe's last phase on the GPU, with the larger batch, with and without checkpointing.
+
+    The limit is asked of what the allocator reserves; the context that CUDA keeps for itself comes to it.
+    """
+    steps: Rows = {}
+    targets = []
+    for recipe, limit in LIMITS.items():
+        worst = 0.0
+        for checkpointing in (True, False):
+            case = _largest(_cases(recipe, checkpointing))
+            found = attempt(partial(_measured, case))
+            steps[case.name] = {"remark": found} if isinstance(found, str) else dict(found)
+            worst = max(worst, inf if isinstance(found, str) else found["reserved GiB"])
+        targets.append(Target(f"{recipe}, reserved GiB, with and without checkpointing", limit, worst))
+    return Report({"memory of the recipes": steps}, {}, targets, judged=True)
+
+
+def _largest(cases: Iterable[Case]) -> Case:
+    """The last phase in half precision, with as many images as are ever asked of it."""
+    last = [case for case in cases if case.stages == 0 and case.precision == "fp16" and not case.one_pair]
+    return max(last, key=lambda case: case.images)
 
 
 def _cases(recipe: str, checkpointing: bool) -> list[Case]:

@@ -22,6 +22,16 @@ LIBRARIES = ("torch", "accelerate", "timm", "albumentations")
 OTHERS = ("torchvision", "wandb", "scipy", "cv2", "matplotlib", "datasets", "pyarrow", "pandas", "jinja2")
 """Of these it is only told whether they were imported."""
 
+OF_TRAINER = {
+    "open_data": "open the data",
+    "build_network": "build the network",
+    "build_training_step": "optimizer, average, objectives",
+    "announce": "announcement",
+    "phase_loader": "loader",
+    "wrap_for_training": "loader",
+}
+"""Name in `camox.training.trainer` → the part that its calls belong to."""
+
 REST = "the rest"
 
 _BEGAN = time.process_time(), time.perf_counter()
@@ -64,15 +74,8 @@ def main(file: str, folder: str, *overrides: str) -> None:
         gc.freeze()
         gc.enable()
 
-    for name, function in {
-        "open_data": "open the data",
-        "build_network": "build the network",
-        "build_training_step": "optimizer, average, objectives",
-        "announce": "announcement",
-        "phase_loader": "loader",
-        "wrap_for_training": "loader",
-    }.items():
-        setattr(trainer, name, as_part(function, getattr(trainer, name)))
+    for name, of_part in OF_TRAINER.items():
+        setattr(trainer, name, as_part(of_part, getattr(trainer, name)))
     reporting.WandbTracker = as_part("start wandb", reporting.WandbTracker)  # type: ignore[misc]
 
     step.TrainingStep.__call__ = _numbered("step", step.TrainingStep.__call__)  # type: ignore[method-assign]

@@ -14,6 +14,9 @@ UNIT = "matrix_product"
 ROUTINGS = 3
 """Seeds that the rounds take in turn."""
 
+LEAST_ROUNDS = 3
+"""Of fewer nobody knows the noise."""
+
 Work = Callable[[], object]
 
 
