@@ -7,7 +7,7 @@ import pytest
 from camox.cli import main
 from camox.losses import composite
 
-CHECKS = ["settings", "ema", "outputs", "losses", "gradients", "overfit", "estimates"]
+CHECKS = ["settings", "ema", "estimates", "outputs", "losses", "gradients", "overfit"]
 
 
 @pytest.fixture
