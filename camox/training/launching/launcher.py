@@ -62,9 +62,10 @@ def command(arguments: Sequence[str], launcher_options: Sequence[str]) -> list[s
 def exit_code(file: Path, launcher_code: int) -> int:
     """The code that the run wrote into `file`, else the launcher's.
 
-    A run that tells 0 has done all it was to do, on all processes: one that breaks down on its way out changes nothing.
+    A process that tells 0 speaks for itself: process 0 may still score the test data then, and be killed for it.
     """
-    if (told := _told(file)) is not None:
+    told = _told(file)
+    if told is not None and (told.code != 0 or launcher_code == 0):
         return told.code
     return 128 - launcher_code if launcher_code < 0 else launcher_code
 

@@ -84,12 +84,18 @@ def test_signals_reach_the_training_process(script, tmp_path, name):
         assert parent.wait(30) == number
 
 
-@pytest.mark.parametrize(("content", "expected"), [("4", 4), ("0", 0), ("", 1), ("four", 1), (None, 1)])
+@pytest.mark.parametrize(("content", "expected"), [("4", 4), ("4 2", 4), ("", 1), ("four", 1), (None, 1)])
 def test_the_code_that_the_run_wrote_counts(tmp_path, content, expected):
     file = tmp_path / "exit_code"
     if content is not None:
         file.write_text(content)
     assert launcher.exit_code(file, 1) == expected
+
+
+@pytest.mark.parametrize(("launchers", "expected"), [(0, 0), (1, 1), (-signal.SIGKILL, 137)])
+def test_a_process_that_went_well_does_not_hide_another_that_did_not(tmp_path, launchers, expected):
+    (tmp_path / "exit_code").write_text("0 0")
+    assert launcher.exit_code(tmp_path / "exit_code", launchers) == expected
 
 
 def test_a_killed_launcher_gives_the_shells_code(tmp_path):
