@@ -3,8 +3,9 @@
 import pytest
 import torch
 from accelerate import Accelerator
+from torch.distributed import DistBackendError
 
-from camox.errors import CheckpointError, ExperimentError
+from camox.errors import CheckpointError, ExperimentError, PeersMissing
 from camox.training import processes
 from camox.training.processes import choose_precision, once, precision_notices
 
@@ -83,6 +84,22 @@ def test_fewer_processes_than_asked_for_are_an_error(monkeypatch, tiny_experimen
         monkeypatch.setenv(name, value)
     with pytest.raises(ExperimentError, match=r"2 processes were launched but this one sees 1.*cpu_2_processes\.yaml"):
         processes.build_accelerator(tiny_experiment())
+
+
+def test_a_group_that_connects_with_its_first_collective_does_so_while_it_is_impatient(monkeypatch, tiny_experiment):
+    """As NCCL's, where no connection is a matter of the network, told in one message."""
+    accelerator = Accelerator(cpu=True)
+    monkeypatch.setattr(processes, "Accelerator", lambda **_: accelerator)
+    monkeypatch.setattr(accelerator, "wait_for_everyone", no_connection)
+    place = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(PeersMissing, match=r"no connection to the others \(store->get\('0'\) .*NCCL_SOCKET_IFNAME"):
+        processes.build_accelerator(tiny_experiment())
+
+
+def no_connection() -> None:
+    raise DistBackendError("store->get('0') got error: wait timeout after 3000ms\nException raised from …")
 
 
 def test_once_gives_the_result_or_the_error_itself():

@@ -51,9 +51,8 @@ def settle(arguments: Sequence[str]) -> argparse.Namespace:
 
     machines = _decided(asked, file, "num_machines", 1)
     here = 1 if on_cpu else max(1, torch.accelerator.device_count())
-    processes = _decided(
-        asked, file, "num_processes", max(1, machines) * here
-    )  # the launcher counts those of all machines
+    # The launcher counts those of all machines.
+    processes = _decided(asked, file, "num_processes", max(1, machines) * here)
     _require_processes(processes, machines, file)
     if on_cpu:
         _require_cores(processes // machines)

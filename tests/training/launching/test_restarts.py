@@ -1,15 +1,17 @@
 """What an elastic launcher's next attempt knows of those before it."""
 
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from accelerate import Accelerator
 
 from camox import train
 from camox.checkpoints import store
 from camox.errors import CamoxError, DataError, PeersMissing, TrainingPaused, TrainingStopped
 from camox.training import trainer
-from camox.training.interruption import TimeLimit
+from camox.training.interruption import STOP, Requests
 from camox.training.launching.launcher import exit_code, forget_earlier_attempts, has_told_failure
 from camox.training.launching.restarts import ended_before, note_begun, note_end, resume_from, seconds_since_begun
 
@@ -130,7 +132,10 @@ def test_a_code_that_was_told_before_a_restart_is_taken_back(monkeypatch, attemp
     forget_earlier_attempts()  # another process of the same attempt, which is late
     assert has_told_failure()
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    forget_earlier_attempts()
+    attempt("one", 1)
+    monkeypatch.setattr(Ending, "run", crash)
+    with pytest.raises(RuntimeError, match="a bug"):
+        train.main([file])
     assert exit_code(tmp_path / "code", 1) == 1
     assert not has_told_failure()
 
@@ -146,6 +151,10 @@ def interrupt(trainer: object) -> None:
     raise KeyboardInterrupt
 
 
+def crash(trainer: object) -> None:
+    raise RuntimeError("a bug")
+
+
 def test_time_runs_on_over_restarts(attempt, monkeypatch):
     attempt("one", 0)
     assert seconds_since_begun() is None
@@ -155,5 +164,5 @@ def test_time_runs_on_over_restarts(attempt, monkeypatch):
     attempt("one", 1)
     note_begun()
     assert seconds_since_begun() == pytest.approx(100.0, abs=1.0)
-    assert TimeLimit(101 / 3600, lambda: 0.0, spent=seconds_since_begun() or 0.0).is_near() is False
-    assert TimeLimit(99 / 3600, lambda: 0.0, spent=seconds_since_begun() or 0.0).is_near() is True
+    alone = Accelerator(cpu=True)
+    assert [Requests(alone, seconds / 3600, timedelta(seconds=1)).ask() for seconds in (200, 99)] == [set(), {STOP}]
