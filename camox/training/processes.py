@@ -72,7 +72,7 @@ def _require_all(accelerator: Accelerator) -> None:
     # What torchrun launched, and what `camox train` asked the launcher for.
     for announced in (os.environ.get("WORLD_SIZE", "1"), os.environ.get("CAMOX_EXPECTED_PROCESSES", "1")):
         if accelerator.num_processes < int(announced):
-            without = "" if torch.cuda.is_available() else "this machine has no GPU, and "
+            without = "" if torch.cuda.is_available() else "this machine has no GPU: "
             raise ExperimentError(
                 f"{without}{announced} processes were launched but this one sees {accelerator.num_processes}: on a CPU "
                 "start with ACCELERATE_USE_CPU=true and --config_file accelerate_configs/cpu_2_processes.yaml"

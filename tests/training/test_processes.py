@@ -82,7 +82,9 @@ def test_fewer_processes_than_asked_for_are_an_error(monkeypatch, tiny_experimen
     place = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
     for name, value in {variable: "2", **place}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ExperimentError, match=r"2 processes were launched but this one sees 1.*cpu_2_processes\.yaml"):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    said = r"^this machine has no GPU: 2 processes were launched but this one sees 1.*cpu_2_processes\.yaml"
+    with pytest.raises(ExperimentError, match=said):
         processes.build_accelerator(tiny_experiment())
 
 
