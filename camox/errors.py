@@ -26,6 +26,14 @@ class PeersMissing(ExperimentError):  # noqa: N818  says what they are
     is_final = False
 
 
+class EndedElsewhere(CamoxError):  # noqa: N818  says what has happened
+    """The run has ended for good on another machine, with `code`, and this one waited for it."""
+
+    def __init__(self, message: str, code: int):
+        super().__init__(message)
+        self.exit_code = code
+
+
 class DataError(CamoxError):
     """A dataset, an image or a mask is missing, unreadable or not what its place says."""
 

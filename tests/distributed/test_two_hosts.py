@@ -178,6 +178,20 @@ def test_a_machine_alone_ends_when_its_time_is_over(hosts, tmp_path, backend, ma
     assert not (tmp_path / "tiny").exists()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_machine_does_not_wait_for_one_where_the_run_has_ended(hosts, tmp_path, backend):
+    """The second has no experiment of that name, which its restarts would not change."""
+    options, patient = [*RESTARTS, *BACKENDS[backend], "camox/train.py"], {"CAMOX_JOIN_SECONDS": "1000"}
+    first = hosts.both[0].launch(*options, str(experiment(tmp_path)), "--output", str(tmp_path), **patient)
+    second = hosts.both[1].launch(*options, str(tmp_path / "nowhere.toml"), **patient)
+    assert all(job.end(120) != 0 for job in (first, second)), said([first, second])
+    told = [[line for line in job.text.splitlines() if line.startswith("error")] for job in (first, second)]
+    assert told[0] == ["error: the run has ended on camox-b with code 2, which says why"], said([first, second])
+    assert len(told[1]) == 1, told
+    assert "nowhere.toml" in told[1][0]
+    assert not (tmp_path / "tiny").exists()
+
+
 def test_a_run_folder_that_only_one_machine_has_is_refused(hosts, tmp_path):
     """Each its own disk under the same path."""
     runs = tmp_path / "runs"

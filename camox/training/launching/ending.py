@@ -29,13 +29,21 @@ def _attempt(action: Callable[[], None]) -> int:
     except CamoxError as error:
         _tell(error)
         if error.is_final:
-            note_end(error.exit_code)
+            _end_for_good(error.exit_code)
         return error.exit_code
     except KeyboardInterrupt:
         sys.stderr.write("interrupted: go on from the last checkpoint with --resume auto\n")
-        note_end(130)  # a launcher that restarts would go on with what was just stopped
+        _end_for_good(130)  # a launcher that restarts would go on with what was just stopped
         return 130
     return 0
+
+
+def _end_for_good(code: int) -> None:
+    note_end(code)
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        from camox.training.launching.rendezvous import tell_machines  # brings torch along, as ever with several
+
+        tell_machines(code)
 
 
 def _tell(error: CamoxError) -> None:

@@ -11,10 +11,10 @@ from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
-from torch.distributed import DistBackendError, DistError, PrefixStore, Store
+from torch.distributed import DistBackendError, DistError, PrefixStore, Store, TCPStore
 from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
-from camox.errors import ExperimentError, PeersMissing
+from camox.errors import EndedElsewhere, ExperimentError, PeersMissing
 from camox.training.launching.launched import port_taken
 
 _SCHEME = "camox"
@@ -25,6 +25,7 @@ An elastic launcher serves one store for all restarts, on one machine as on seve
 there the processes of before have left their addresses: the new ones would wait for these, or call them in vain. The
 number of the restart does not tell starts apart, since each machine's launcher counts its own.
 """
+_ENDED = "ended"
 _LIMIT = "CAMOX_JOIN_SECONDS"
 REMEDY = (
     ": start the same command on every machine, each with its own --machine_rank and with the same --main_process_ip, "
@@ -87,12 +88,14 @@ def roll_call(store: Store, rank: int, ranks: int, seconds: float) -> str:
 
     Raises:
         PeersMissing: some did not come within `seconds`.
+        EndedElsewhere: some will not come any more.
     """
     until = time.monotonic() + seconds
     mine = f"{socket.gethostname()}/{uuid.uuid4().hex}"
     store.set(f"here/{rank}", mine)
     start = None
     while time.monotonic() < until:
+        _require_going_on(store)
         start = _call(store, ranks) if rank == 0 else _answer(store, rank, mine)
         # Process 0 answers to itself last, and so decides for all which call counts.
         if start is not None and rank == 0 and not _silent(store, ranks, start):
@@ -106,6 +109,33 @@ def roll_call(store: Store, rank: int, ranks: int, seconds: float) -> str:
         silent = ", ".join(map(str, _silent(store, ranks, start)))
         late = f"of {ranks} processes, {silent} did not come"
     raise _told_once(f"{late} within {seconds:g} s{REMEDY}")
+
+
+def tell_machines(code: int) -> None:
+    """Tells those who wait in a roll call of this launch, if its store can be reached, that the run has ended for good.
+
+    Launchers of other machines know nothing of that: in each restart their processes would wait for this one.
+    """
+    here, everywhere = (os.environ.get(name, "1") for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+    if here == everywhere or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    host, port, limit = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), 5.0
+    try:
+        # A launcher that is gone refuses at once, where a store would go on trying.
+        socket.create_connection((host, port), timeout=limit).close()
+        store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=limit))
+        store.set(_ENDED, f"{code} {socket.gethostname()}")
+    except (OSError, DistError):
+        pass  # they wait, and then say who did not come
+
+
+def _require_going_on(store: Store) -> None:
+    if not store.check([_ENDED]):
+        return
+    code, machine = store.get(_ENDED).decode().split()
+    error = EndedElsewhere(f"the run has ended on {machine} with code {code}, which says why", int(code))
+    error.met_alone = os.environ.get("LOCAL_RANK", "0") == "0"
+    raise error
 
 
 def _call(store: Store, ranks: int) -> str | None:

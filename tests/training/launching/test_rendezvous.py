@@ -1,6 +1,7 @@
 """How processes find each other, in threads that share a launcher's store."""
 
 import os
+import socket
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributed import HashStore, Store, TCPStore
 
-from camox.errors import ExperimentError, PeersMissing
+from camox.errors import DataError, ExperimentError, OutOfMemory, PeersMissing
 from camox.training.launching import rendezvous
-from camox.training.launching.rendezvous import be_patient, join_seconds, roll_call
+from camox.training.launching.ending import to_the_end
+from camox.training.launching.rendezvous import be_patient, join_seconds, roll_call, tell_machines
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +103,44 @@ def test_each_machine_tells_once_that_others_are_missing(launcher, monkeypatch):
     assert launcher.meet([1], of=2, seconds=0.01)[0].met_alone
     monkeypatch.setenv("LOCAL_RANK", "3")
     assert not launcher.meet([1], of=2, seconds=0.01)[0].met_alone
+
+
+@pytest.fixture
+def one_of_two_machines(monkeypatch):
+    """This process is the second machine's, by a launcher whose store it gives."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    place |= {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "RANK": "2", "LOCAL_RANK": "0"}
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    return store
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(OutOfMemory("full"), 3), (DataError("gone"), 2), (KeyboardInterrupt(), 130)]
+)
+def test_who_waits_for_a_machine_where_the_run_has_ended_ends_with_its_code(one_of_two_machines, capsys, error, code):
+    def fail() -> None:
+        raise error
+
+    assert to_the_end(fail) == code
+    capsys.readouterr()
+    assert to_the_end(lambda: roll_call(one_of_two_machines, 0, 4, seconds=3.0)) == code
+    said = capsys.readouterr().err
+    assert said == f"error on process 2: the run has ended on {socket.gethostname()} with code {code}, which says why\n"
+
+
+def test_what_may_go_well_in_a_restart_is_no_end_for_others(one_of_two_machines):
+    assert to_the_end(lambda: roll_call(one_of_two_machines, 0, 4, seconds=0.01)) == 2
+    with pytest.raises(PeersMissing):
+        roll_call(one_of_two_machines, 0, 4, seconds=0.01)
+
+
+def test_a_launcher_that_is_gone_is_told_nothing(one_of_two_machines, monkeypatch):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MASTER_PORT", str(probe.getsockname()[1]))
+    tell_machines(3)
 
 
 @pytest.mark.parametrize("text", ["", "0", "-3", "soon", "inf", "nan"])
