@@ -47,11 +47,20 @@ def _end_for_good(code: int) -> None:
 
 
 def _tell(error: CamoxError) -> None:
-    """The main process tells for all; another one only what the main one does not know."""
+    """The main process tells for all; another one only what the main one does not know.
+
+    Before they have met that is everything: then one process of each machine tells.
+    """
     is_pause, rank = isinstance(error, TrainingPaused), os.environ.get("RANK", "0")
     if os.environ.get("CAMOX_DEBUG") == "1" and not is_pause:
         traceback.print_exc()
     if rank == "0":
         sys.stderr.write(f"{error}\n" if is_pause else f"error: {error}\n")
-    elif error.met_alone:
+    elif error.met_alone or (os.environ.get("LOCAL_RANK") == "0" and not _have_met()):
         sys.stderr.write(f"error on process {rank}: {error}\n")
+
+
+def _have_met() -> bool:
+    import torch.distributed as dist  # seconds, which another machine's process has
+
+    return dist.is_initialized()

@@ -5,6 +5,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate import Accelerator
 
 from camox import train
@@ -83,6 +84,16 @@ def test_what_has_ended_by_itself_is_told_once_and_not_tried_again(monkeypatch, 
     assert codes == [error.exit_code] * 3
     assert capsys.readouterr().err.count(str(error)) == 1
     assert len(Ending.resumes) == 1
+
+
+@pytest.mark.parametrize(("local_rank", "met", "tells"), [("0", False, True), ("1", False, False), ("0", True, False)])
+def test_one_process_of_a_machine_tells_what_is_wrong_before_all_have_met(monkeypatch, capsys, local_rank, met, tells):
+    """There may be no such file on this machine alone; once they have met, the main process tells."""
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: met)
+    for name, value in {"WORLD_SIZE": "4", "RANK": "2", "LOCAL_RANK": local_rank}.items():
+        monkeypatch.setenv(name, value)
+    assert train.main(["nowhere.toml"]) == 2
+    assert capsys.readouterr().err.startswith("error on process 2: ") is tells
 
 
 def test_what_peers_were_missing_for_is_tried_again(monkeypatch, attempt, file):
