@@ -95,13 +95,13 @@ def roll_call(store: Store, rank: int, ranks: int, seconds: float) -> str:
     store.set(f"here/{rank}", mine)
     start = None
     while time.monotonic() < until:
-        _require_going_on(store)
         start = _call(store, ranks) if rank == 0 else _answer(store, rank, mine)
         # Process 0 answers to itself last, and so decides for all which call counts.
         if start is not None and rank == 0 and not _silent(store, ranks, start):
             store.set(f"{start}/0", "")
         if start is not None and store.check([f"{start}/0"]):
             return start
+        _require_going_on(store)
         # Slower where many ask the one store.
         time.sleep(max(0.05, ranks / 1000))
     late = f"of {ranks} processes, {this_process()} was not joined by all the others"
