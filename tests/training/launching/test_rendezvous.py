@@ -75,7 +75,8 @@ def test_who_waits_is_joined_by_one_that_comes_again(launcher):
     """As on a machine whose launcher has restarted its process twice, where the other's has once."""
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(launcher.meet, [0], 2)
-        assert isinstance(launcher.meet([1], of=2, seconds=0.001)[0], PeersMissing)
+        # No time at all: one that has answered before it goes is counted, whatever becomes of it.
+        assert isinstance(launcher.meet([1], of=2, seconds=0)[0], PeersMissing)
         assert launcher.meet([1], of=2) == waiting.result()
 
 
