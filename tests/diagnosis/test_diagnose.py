@@ -59,6 +59,7 @@ def test_numbers_that_are_not_finite_can_be_written(diagnose, tmp_path, monkeypa
     assert checks["overfit"]["values"]["losses"][0] == "nan"
 
 
+@pytest.mark.slow
 def test_a_phase_that_cannot_take_a_step_is_found(diagnose, capfd):
     assert diagnose("phases.full.batch_size=9") == 1
     assert "lower batch_size to at most 8" in capfd.readouterr().out

@@ -87,6 +87,7 @@ def test_an_explosion_is_a_divergence_and_its_absence_none():
     assert judge(RATES[:60], falling, exploded=False).diverges is None
 
 
+@pytest.mark.slow
 def test_the_range_test_of_the_tiny_experiment(subject, tmp_path):
     sound = subject()
     before = {name: tensor.clone() for name, tensor in sound.network.state_dict().items()}

@@ -41,6 +41,7 @@ def lost(outcome: Outcome, clean: Outcome) -> None:
     assert outcome.error or outcome.iou < clean.iou / 2
 
 
+@pytest.mark.slow
 def test_infinite_gradients_now_and_then(run_both, clean_run, record):
     """Incident 1: what the loss scale does under fp16, and any overflow in fp32."""
 

@@ -92,6 +92,7 @@ def checkpoints(run: Path) -> dict[str, dict[str, bytes]]:
     return {path.name: bits(path) for path in list_checkpoints(run)}
 
 
+@pytest.mark.slow
 def test_a_run_of_several_sizes_from_a_cache_and_stopped_within_an_epoch_is_that_from_files(
     tiny_experiment, photographs, tmp_path
 ):
