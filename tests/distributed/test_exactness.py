@@ -110,8 +110,8 @@ class Case:
         batch, accumulate = self.two if processes == 2 else self.one
         text = self.text if processes == 2 else self.text.replace(*self.alone)
         values = {"NAME": name, "BATCH": str(batch), "ACCUMULATE": str(accumulate), "PAIRS": str(folder / "pairs")}
-        for placeholder, value in values.items():
-            text = text.replace(placeholder, value)
+        for word, value in values.items():
+            text = text.replace(word, value)
         if "pairs" in text:
             write_pairs(folder / "pairs")
         file = folder / f"{name}.toml"
