@@ -8,7 +8,8 @@ from camox.experiment.table import Table
 
 if TYPE_CHECKING:
     from camox.experiment.experiment import Experiment
-    from camox.experiment.schema import MixtureOfExperts, Schedule
+    from camox.experiment.network import MixtureOfExperts
+    from camox.experiment.schema import Schedule
     from camox.experiment.sources import Data
 
 

@@ -13,13 +13,13 @@ from pydantic import Field, TypeAdapter, ValidationError
 from camox.experiment import files, lint
 from camox.experiment.lines import KeyPath
 from camox.experiment.messages import Vocabulary, located, problems_of
+from camox.experiment.network import Model
 from camox.experiment.problems import raise_all
 from camox.experiment.schema import (
     Checkpoints,
     Ema,
     Identity,
     Loss,
-    Model,
     Optimizer,
     Phase,
     Precision,

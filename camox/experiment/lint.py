@@ -16,11 +16,11 @@ from camox.experiment.sources import HabitatsSource, HubSource, batch_sizes
 
 if TYPE_CHECKING:
     from camox.experiment.experiment import Experiment
+    from camox.experiment.network import Model
     from camox.experiment.schema import (
         Checkpoints,
         Ema,
         Loss,
-        Model,
         Optimizer,
         Phase,
         Precision,

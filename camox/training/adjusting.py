@@ -1,6 +1,6 @@
 """What recovery has changed, made to hold in the parts that the controls of a step do not reach."""
 
-from camox.experiment.schema import MixtureOfExperts
+from camox.experiment.network import MixtureOfExperts
 from camox.losses.composite import SegmentationObjective
 from camox.models.camoxpert import CamoXpert
 from camox.stability.recovery import Adjustments

@@ -19,7 +19,8 @@ from benchmarking.report import Report, Rows, Target, quotient
 from benchmarking.rivals import BACKBONES, backbone_step
 from benchmarking.settings import Settings
 from benchmarking.timing import UNIT, Sample, Work, figures, interleaved, matrix_product, ratio, wall_ratio
-from camox.experiment.schema import Balance, Ema, Loss, Optimizer, Stability
+from camox.experiment.network import Balance
+from camox.experiment.schema import Ema, Loss, Optimizer, Stability
 from camox.losses.composite import SegmentationObjective
 from camox.models.balance import RoutingObjective
 from camox.models.camoxpert import CamoXpert
