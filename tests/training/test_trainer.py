@@ -97,7 +97,8 @@ def test_the_names_of_the_contract_are_logged(tiny_experiment):
         "grad_norm/clipped/router", "grad_norm/clipped/rest", "amp/scale", "amp/skip_rate", "amp/skipped_steps",
         *(f"router/{name}" for name in ("warmup_factor", "load_balance", "z_loss", "coefficient")),
         *(f"{prefix}/{name}" for prefix in ("val", "val_ema") for name in (*MEASURES, "loss")),
-        "stability/skipped_batches", "stability/rollbacks", "stability/events", "checkpoint/seconds", "checkpoint/blocked_seconds", *terms,
+        "stability/skipped_batches", "stability/rollbacks", "stability/events",
+        "checkpoint/seconds", "checkpoint/blocked_seconds", *terms,
     }  # fmt: skip
     measured = {
         "load_balance", "dead", "starved", "max_violation", "cv", "entropy", "marginal_entropy", "conditional_entropy",
