@@ -17,6 +17,8 @@ from camox.losses.composite import SegmentationObjective
 from camox.measures.evaluator import ImageResult, Record
 from camox.training import validation
 from camox.training.held_out_pictures import TILE, captioned, draw_panels, shown_indices, with_routing
+from camox.training.reporting import Reporter
+from camox.training.run_state import Position
 from camox.training.validation import Validated, Validator
 from tests.training.test_routing import network
 
@@ -165,3 +167,11 @@ def test_what_routers_choose_is_shown_beside_the_panels(score, mode, drawn):
     assert ("router/choices" in pictures) == drawn
     assert set(scored.pictures) <= set(pictures)
     assert with_routing({}, scored.routed, built) == {}
+
+
+def test_pictures_are_drawn_only_for_a_tracker_that_takes_them(capsys):
+    scores: dict[str, dict[str, Any]] = {"val": {"iou": 0.5, "groups": {}, "empty": {"count": 0}}}
+    phase: Any = SimpleNamespace(name="full", epochs=1, start=0, end=1)
+    reporter, drawn = Reporter([phase], active=False), []
+    reporter.validated(scores, {}, Position(step=2, epoch=1), lambda: drawn.append(1) or {})
+    assert drawn == []
