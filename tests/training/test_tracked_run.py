@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from tests.tracking.test_tensorboard_tracker import scalars, written
 from tests.tracking.test_wandb_tracker import wandb_records, wandb_rows
 from tests.training.test_trainer import bits, read_events, rows, stopped_after, train
 
+ROOT = Path(__file__).resolve().parents[2]
 PLAIN = ("stability.replays=0",)
 TRACKED = (
     *PLAIN,
@@ -160,3 +162,16 @@ def test_being_watched_changes_no_bit(run):
     ours, theirs = ({path.name: bits(path) for path in list_checkpoints(of)} for of in (run.folder, run.untracked))
     assert theirs
     assert {name: ours[name] for name in theirs} == theirs
+
+
+def test_every_name_is_explained(run):
+    """docs/dashboards.md writes `{a,b}` for a choice and `<thing>` for one part of a name."""
+    text = (ROOT / "docs" / "dashboards.md").read_text(encoding="utf-8")
+    told = [
+        re.sub(r"\\{([^}]*)\\}", r"(\1)", re.sub(r"<[a-z]+>", "[^/]+", re.escape(name))).replace(",", "|")
+        for name in re.findall(r"`([^`\s]+)`", text)
+    ]
+    # What validation says of routers has the names of training.
+    told += [f"val/{name}" for name in told if name.startswith("router/[^/]+/")]
+    logged = {name for row in run.metrics for name in row} - {"step", "phase", "non_finite"}
+    assert not [name for name in sorted(logged) if not any(re.fullmatch(pattern, name) for pattern in told)]
