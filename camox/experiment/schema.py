@@ -346,3 +346,7 @@ class Tracking(Table):
 
     entity: str | None = Field(default=None, min_length=1)
     """User or team in Weights & Biases; by default the user's own."""
+
+    report: bool = True
+    """Write `report.html` into the run's folder when training ends, unless it is only paused; `camox report` makes it
+    at any time."""

@@ -60,7 +60,9 @@ def _median(run: Run, name: str) -> str:
 
 def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
     if isinstance(value, Mapping):
-        return [item for key, child in value.items() for item in _flat(child, f"{prefix}.{key}" if prefix else str(key))]
+        return [
+            item for key, child in value.items() for item in _flat(child, f"{prefix}.{key}" if prefix else str(key))
+        ]
     if isinstance(value, list | tuple) and value and all(isinstance(child, Mapping) for child in value):
         names = [str(child.get("name", position)) for position, child in enumerate(value)]
         named = names if len(set(names)) == len(names) else [str(position) for position in range(len(value))]

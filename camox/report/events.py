@@ -18,8 +18,7 @@ MEANINGS = {
     "evaluation": "The test data could not be scored after training; camox evaluate does it at any time.",
     "plateau": "The schedule lowered the learning rate, because the monitored measure had stopped improving.",
     "bad_sample": "A sample could not be read; training goes on without it.",
-    "skipped_step": "A step's loss or gradient was not finite, so its weights were not changed. Single ones are routine "
-    "under fp16.",
+    "skipped_step": "A step's loss or gradient was not finite, so it changed no weight; routine now and then in fp16.",
     "skipped_steps": "Many steps in a row were not finite, which is no accident.",
     "router_gradients": "Only the routers' gradients were not finite: they are trained more carefully from here.",
     "loss_scale": "Under fp16 too many steps overflowed, or the loss scale fell too low.",
@@ -56,7 +55,14 @@ def event_rows(events: Sequence[Event]) -> list[dict[str, object]]:
         text = f"{counted(len(between), 'more event')} of this kind, {steps}, {_are(len(between))} in events.jsonl"
         rows += [*map(_row, same[:_KEPT]), _row(between[0]) | {"message": text}, *map(_row, same[-_KEPT:])]
     if len(rows) > _MOST:
-        left_out = {"time": "", "step": "", "epochs_done": "", "kind": "…", "severity": "info", "meaning": ""}
+        left_out: dict[str, object] = {
+            "time": "",
+            "step": "",
+            "epochs_done": "",
+            "kind": "…",
+            "severity": "info",
+            "meaning": "",
+        }
         left_out["message"] = f"{len(rows) - _MOST} rows are left out here; all are in events.jsonl"
         rows = [*rows[: _MOST // 2], left_out, *rows[-_MOST // 2 :]]
     return rows

@@ -14,6 +14,7 @@ from camox.report.series import rounded, thinned
 COLOURS = 8
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 _SYMBOLS = {"info": "circle", "warning": "triangle-up", "error": "x"}
+_SCALE = ((0, "@soft"), (1, "@0"))
 _MOST_BINS = 200
 _MOST_MARKS = 3000
 _SEVERITIES = ("info", "warning", "error")
@@ -35,12 +36,12 @@ class Figure:
 def curves(runs: Sequence[Run], labels: Sequence[str]) -> list[Figure]:
     """Every plot for which a run has numbers; of several runs each plot has few names, and a colour for each run."""
     spans = [spans_of(run) for run in runs]
-    shapes = _boundaries(spans)
+    shapes, last = _boundaries(spans), max(run.last_step for run in runs)
     figures = []
     for plot in plots_of(runs):
         for part in [plot] if len(runs) == 1 else _split(plot):
             data = _lines(part, runs, labels) + _limits(part, runs, labels)
-            figures.append(Figure(part.key, part.section, part.title, part.about, data, _layout(part, shapes)))
+            figures.append(Figure(part.key, part.section, part.title, part.about, data, _layout(part, shapes, last)))
     return figures
 
 
@@ -58,14 +59,15 @@ def timeline(run: Run, key: str) -> Figure:
             data.append(
                 {
                     "type": "scatter", "mode": "markers", "name": severity, "x": [event.step for event in those],
-                    "y": [_escaped(event.kind) for event in those], "text": texts, "hovertemplate": "%{y}<br>%{text}<extra></extra>",
+                    "y": [_escaped(event.kind) for event in those], "text": texts,
+                    "hovertemplate": "%{y}<br>%{text}<extra></extra>",
                     "marker": mark,
                 }
             )  # fmt: skip
     bands = [
         {
             "type": "rect", "xref": "x", "yref": "paper", "x0": span.after, "x1": span.until, "y0": 0, "y1": 1,
-            "fillcolor": f"@{(0, 5, 3)[number % 3]}", "opacity": 0.16, "line": {"width": 0}, "layer": "below",
+            "fillcolor": f"@{(0, 4, 3)[number % 3]}", "opacity": 0.18, "line": {"width": 0}, "layer": "below",
         }
         for number, span in enumerate(spans)
     ]  # fmt: skip
@@ -95,12 +97,13 @@ def heat_map(key: str, title: str, about: str, rows: Sequence[str], columns: Seq
     shares = [[rounded(float(value)) for value in row] for row in values]
     data = {
         "type": "heatmap", "x": list(map(_escaped, columns)), "y": list(map(_escaped, rows)), "z": shares, "zmin": 0,
-        "colorscale": "Cividis",
+        "colorscale": _SCALE,
         "texttemplate": "%{z:.0%}", "hovertemplate": "%{y}, %{x}: %{z:.1%}<extra></extra>",
         "colorbar": {"tickformat": ".0%", "thickness": 10}, "xgap": 1, "ygap": 1,
     }  # fmt: skip
     layout = {
-        "xaxis": {"type": "category", "automargin": True}, "yaxis": {"type": "category", "autorange": "reversed", "automargin": True},
+        "xaxis": {"type": "category", "automargin": True},
+        "yaxis": {"type": "category", "autorange": "reversed", "automargin": True},
         "hovermode": "closest",
     }  # fmt: skip
     return Figure(key, "Routers by group", title, about, [data], layout)
@@ -113,7 +116,8 @@ def _split(plot: Plot) -> list[Plot]:
     return [
         Plot(
             f"{plot.key}_{position}", plot.section, f"{plot.title}: {called}", plot.about, {name: called},
-            {key: value for key, value in plot.averaged.items() if key == name}, plot.limits, plot.is_log, plot.from_zero,
+            {key: value for key, value in plot.averaged.items() if key == name},
+            plot.limits, plot.is_log, plot.from_zero,
         )
         for position, (name, called) in enumerate(plot.names.items())
     ]  # fmt: skip
@@ -138,7 +142,9 @@ def _line(run: Run, name: str, text: str, number: int, is_average: bool) -> dict
         "type": "scatter", "x": steps, "y": values, "name": _escaped(text),
         # A curve of one point would not be seen without its mark.
         "mode": "lines+markers" if is_average or len(steps) < 30 else "lines",
-        "line": {"color": f"@{number % COLOURS}", "width": 1.3 if is_average else 2, "dash": DASHES[number % len(DASHES)]},
+        "line": {
+            "color": f"@{number % COLOURS}", "width": 1.3 if is_average else 2, "dash": DASHES[number % len(DASHES)],
+        },
         "marker": {"size": 7 if is_average else 5, "symbol": "circle-open" if is_average else "circle"},
         "hovertemplate": "%{y:.4g}", "connectgaps": False,
     }  # fmt: skip
@@ -165,13 +171,14 @@ def _limits(plot: Plot, runs: Sequence[Run], labels: Sequence[str]) -> list[dict
     return lines
 
 
-def _layout(plot: Plot, shapes: list[dict[str, Any]]) -> dict[str, Any]:
+def _layout(plot: Plot, shapes: list[dict[str, Any]], last_step: int) -> dict[str, Any]:
     yaxis: dict[str, Any] = {"type": "log" if plot.is_log else "linear", "automargin": True}
     if plot.is_log:
         yaxis |= {"exponentformat": "power", "dtick": 1}
     if plot.from_zero:
         yaxis["rangemode"] = "tozero"
-    return {"xaxis": {"title": {"text": "step"}}, "yaxis": yaxis, "shapes": shapes, "hovermode": "x unified"}
+    xaxis = {"title": {"text": "step"}, "range": [0, 1.01 * max(1, last_step)]}
+    return {"xaxis": xaxis, "yaxis": yaxis, "shapes": shapes, "hovermode": "x unified"}
 
 
 def _boundaries(spans: Sequence[Sequence[Span]]) -> list[dict[str, Any]]:
@@ -206,7 +213,9 @@ def _usage_over_time(run: Run, stride: int) -> Figure | None:
     rows = [row for row in run.rows if any(name in row.values for name in experts)]
     if not rows:
         return None
-    stretches = [rows[start : start + -(-len(rows) // _MOST_BINS)] for start in range(0, len(rows), -(-len(rows) // _MOST_BINS))]
+    stretches = [
+        rows[start : start + -(-len(rows) // _MOST_BINS)] for start in range(0, len(rows), -(-len(rows) // _MOST_BINS))
+    ]
     shares = [
         [rounded(sum(row.values.get(name, 0) for row in part) / len(part)) for part in stretches] for name in experts
     ]
@@ -214,7 +223,7 @@ def _usage_over_time(run: Run, stride: int) -> Figure | None:
     most = 1 / (run.experiment.model.moe.top_k if run.experiment else 2)
     data = {
         "type": "heatmap", "x": [part[-1].step for part in stretches], "y": names, "z": shares, "zmin": 0, "zmax": most,
-        "colorscale": "Cividis", "colorbar": {"tickformat": ".0%", "thickness": 10},
+        "colorscale": _SCALE, "colorbar": {"tickformat": ".0%", "thickness": 10},
         "hovertemplate": "%{y}, step %{x}: %{z:.1%}<extra></extra>",
     }  # fmt: skip
     layout = {
@@ -223,7 +232,7 @@ def _usage_over_time(run: Run, stride: int) -> Figure | None:
     }  # fmt: skip
     about = (
         f"Share of the choices that went to each expert, {'in training' if of_training else 'on held-out images'}. "
-        f"Equal use is {1 / len(names):.0%}, and {most:.0%} is all that one can get. A row that stays dark is not used."
+        f"Equal use is {1 / len(names):.0%}, and {most:.0%} is all that one can get. A row that stays pale is not used."
     )
     return Figure(f"usage_{stride}", "Routers", f"Use of the experts at stride {stride}", about, [data], layout)
 
@@ -243,7 +252,8 @@ def _usage_at_end(runs: Sequence[Run], labels: Sequence[str], stride: int) -> Fi
                 marker = {"color": f"@{number % COLOURS}", "pattern": {"shape": pattern}}
                 data.append(
                     {
-                        "type": "bar", "name": _escaped(label), "x": list(shares), "y": list(shares.values()), "marker": marker,
+                        "type": "bar", "name": _escaped(label), "x": list(shares), "y": list(shares.values()),
+                        "marker": marker,
                         "hovertemplate": "%{x}: %{y:.1%}",
                     }
                 )  # fmt: skip

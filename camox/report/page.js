@@ -17,7 +17,8 @@
       return style.getPropertyValue(/^\d$/.test(name) ? `--c${name}` : `--${name}`).trim();
     }
     if (Array.isArray(value)) {
-      return value.length && typeof value[0] === "number" ? value : value.map(child => coloured(child, style));
+      const isNumbers = value.length > 2 && typeof value[0] === "number";
+      return isNumbers ? value : value.map(child => coloured(child, style));
     }
     if (value && typeof value === "object") {
       return Object.fromEntries(Object.entries(value).map(([key, child]) => [key, coloured(child, style)]));
@@ -27,7 +28,8 @@
 
   function axis(given, style) {
     const line = style.getPropertyValue("--line").trim();
-    return {gridcolor: line, zerolinecolor: line, linecolor: line, automargin: true, ...given};
+    const title = given && given.title ? {...given.title, standoff: 4, font: {size: 11}} : undefined;
+    return {gridcolor: line, zerolinecolor: line, linecolor: line, automargin: true, ...given, title};
   }
 
   function layoutOf(figure, style, width) {
@@ -41,7 +43,7 @@
       font: {color: ink, size: 12, family: "system-ui, -apple-system, Segoe UI, Roboto, Noto Sans, sans-serif"},
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       hoverlabel: {bgcolor: paper, bordercolor: ink, font: {color: ink, size: 12}, align: "left", namelength: 30},
-      legend: {orientation: "h", y: -0.22, yanchor: "top", x: 0, font: {size: 11}, entrywidthmode: "pixels"},
+      legend: {orientation: "h", y: -0.24, yanchor: "top", x: 0, font: {size: 11}},
       // On a phone a finger that scrolls the page must not zoom a plot.
       dragmode: width < 640 ? false : "zoom",
       xaxis: axis(given.xaxis, style), yaxis: axis(given.yaxis, style),
@@ -50,6 +52,7 @@
 
   function draw(place) {
     const figure = figures[place.dataset.figure];
+    place.style.minHeight = `${figure.layout.height || 300}px`;
     const style = getComputedStyle(root);
     const data = coloured(figure.data, style);
     for (const trace of data) if (trace.name && trace.name.length > 40) trace.name = trace.name.slice(0, 39) + "…";

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
@@ -9,7 +10,6 @@ from typing import Any
 
 import jinja2
 
-import camox
 from camox.errors import ExperimentError
 from camox.report import gallery
 from camox.report.comparison import labels_of, outcome_table, settings_table
@@ -26,8 +26,14 @@ _ROUTER_HEADER = (
     "stride", "state", "experts in effect", "least used, of an equal share", "most frequent pair", "load balance",
     "information, nat", "signs in the last validation",
 )  # fmt: skip
-_GROUPS_ABOUT = "How the images of each habitat or super-class are spread over the experts; each column is one group."
+_GROUPS_ABOUT = (
+    "Each column: how one group's images are spread over the experts. The group tells {:.3f} nat, {:.3f} by chance."
+)
 _MOST_GROUPS = 24
+_SHORT = {
+    "Measures on held-out data": "Measures", "Precision and skipped steps": "Precision", "Speed and memory": "Speed",
+    "Routers by group": "Groups",
+}  # fmt: skip
 
 
 def render(runs: Sequence[Run], examined: Sequence[Examined]) -> str:
@@ -41,7 +47,7 @@ def render(runs: Sequence[Run], examined: Sequence[Examined]) -> str:
     environment.filters["moment"] = moment
     return environment.get_template("page.html").render(
         title=labels[0] if len(runs) == 1 else " · ".join(labels),
-        version=camox.__version__,
+        version=version("camox"),
         plotly=_plotly(),
         figures_json=_in_script({figure.key: {"data": figure.data, "layout": figure.layout} for figure in figures}),
         sections=_sections(figures),
@@ -58,17 +64,17 @@ def render(runs: Sequence[Run], examined: Sequence[Examined]) -> str:
 
 def _figures(runs: Sequence[Run], labels: Sequence[str], examined: Sequence[Examined]) -> list[Figure]:
     """The timeline of each run first, in their order."""
-    figures = [timeline(run, f"timeline_{number}") for number, run in enumerate(runs)]
+    figures = [timeline(run, f"timeline_{position}") for position, run in enumerate(runs)]
     figures += curves(runs, labels) + usage(runs, labels)
-    for number, (label, one) in enumerate(zip(labels, examined, strict=True)):
+    for position, (label, one) in enumerate(zip(labels, examined, strict=True)):
         if not one.is_choice:
             continue
-        for stride, groups, shares in gallery.shares_by_group(one):
-            shown = [group or "(no group)" for group in groups[:_MOST_GROUPS]]
-            title = f"Stride {stride}" if len(runs) == 1 else f"{label}, stride {stride}"
-            figures.append(
-                heat_map(f"groups_{number}_{stride}", title, _GROUPS_ABOUT, one.experts, shown, shares[:, :_MOST_GROUPS])
-            )
+        for of in gallery.shares_by_group(one):
+            shown = [group or "(no group)" for group in of.groups[:_MOST_GROUPS]]
+            title = f"Stride {of.stride}" if len(runs) == 1 else f"{label}, stride {of.stride}"
+            about = _GROUPS_ABOUT.format(of.information, of.by_chance)
+            shares = of.shares[:, :_MOST_GROUPS]
+            figures.append(heat_map(f"groups_{position}_{of.stride}", title, about, one.experts, shown, shares))
     return figures
 
 
@@ -77,12 +83,19 @@ def _sections(figures: Sequence[Figure]) -> list[dict[str, Any]]:
     shown = [figure for figure in figures if figure.section != "Timeline"]
     order = list(dict.fromkeys(figure.section for figure in shown))
     return [
-        {"title": section, "key": _slug(section), "figures": [figure for figure in shown if figure.section == section]}
+        {
+            "title": section,
+            "short": _SHORT.get(section, section),
+            "key": _slug(section),
+            "figures": [figure for figure in shown if figure.section == section],
+        }
         for section in order
     ]
 
 
-def _described(position: int, run: Run, label: str, verdict: Verdict, examined: Examined, figure: Figure) -> dict[str, Any]:
+def _described(
+    position: int, run: Run, label: str, verdict: Verdict, examined: Examined, figure: Figure
+) -> dict[str, Any]:
     return {
         "number": position,
         "label": label,
@@ -106,17 +119,21 @@ def _described(position: int, run: Run, label: str, verdict: Verdict, examined: 
     }
 
 
-def _facts(run: Run, verdict: Verdict, examined: Examined) -> list[dict[str, str]]:
+def _facts(run: Run, verdict: Verdict, examined: Examined) -> list[dict[str, Any]]:
     """The answers, each with a mood that the page shows by a mark and a colour."""
     moods = {"finished": "good", "running": "note", "paused": "note"}
     answers = {"no": "good", "yes": "bad"}
-    facts = [
+    facts: list[dict[str, Any]] = [
         {"name": "Outcome", "text": verdict.outcome, "mood": moods.get(verdict.state, "bad")},
         {"name": f"Best {title_of(run.monitor)}", "text": _best(verdict.best, verdict.selection), "mood": "plain"},
-        {"name": "Router collapse", "text": verdict.routers.sentence, "mood": answers.get(verdict.routers.answer, "note")},
-        {"name": "Phases", "text": "; ".join(verdict.phases) or "No step has been logged.", "mood": "plain"},
+        {
+            "name": "Router collapse",
+            "text": verdict.routers.sentence,
+            "mood": answers.get(verdict.routers.answer, "note"),
+        },
+        {"name": "Phases", "parts": verdict.phases or ["No step has been logged."], "mood": "plain"},
         {"name": "Stability", "text": verdict.stability, "mood": "good" if verdict.is_calm else "note"},
-        {"name": "Test", "text": "; ".join(verdict.tests) or "No evaluation in this folder.", "mood": "plain"},
+        {"name": "Test", "parts": verdict.tests or ["No evaluation in this folder."], "mood": "plain"},
     ]
     if examined.ranked:
         worst = examined.ranked[0]
@@ -130,7 +147,8 @@ def _best(best: Best | None, selection: str) -> str:
     if best is None:
         return f"No validation yet. Selected on: {selection}."
     where = f", checkpoint {best.checkpoint}" if best.checkpoint else ""
-    return f"{best.score:.4f} at epoch {best.epoch} (step {best.step}), {best.weights} weights{where}. Selected on: {selection}."
+    when = f"at epoch {best.epoch} (step {best.step})"
+    return f"{best.score:.4f} {when}, {best.weights} weights{where}. Selected on: {selection}."
 
 
 def _router_rows(routers: RouterVerdict) -> list[list[str]]:
@@ -161,7 +179,9 @@ def _gallery(number: int, labels: Sequence[str], examined: Sequence[Examined], i
     ]
     if seen:
         which = f"all {seen} images" if seen >= total else f"{seen} of {total} images, spread evenly over them"
-        about.append(f"The model was run on {which}. Sorted by IoU{', the mean of the runs,' if len(labels) > 1 else ''}.")
+        about.append(
+            f"The model was run on {which}. Sorted by IoU{', the mean of the runs,' if len(labels) > 1 else ''}."
+        )
     return {
         "number": number,
         "title": "Predictions" if is_only else f"Predictions of {labels[0]}",
@@ -184,7 +204,9 @@ def _card(
         views.append(
             {
                 "label": label if len(labels) > 1 else "",
-                "tiles": _tiles([(what, picture) for what, picture in seen.pictures.items() if what not in shared], key),
+                "tiles": _tiles(
+                    [(what, picture) for what, picture in seen.pictures.items() if what not in shared], key
+                ),
                 "scores": _score_texts(seen),
                 "experts": gallery.experts_of(seen, one.experts) if one.is_choice else [],
             }
@@ -199,7 +221,10 @@ def _card(
 
 
 def _tiles(pictures: Sequence[tuple[str, Any]], key: Key) -> list[dict[str, str]]:
-    return [{"what": what, "source": gallery.embedded(picture), "alt": f"{what} of {key.name}"} for what, picture in pictures]
+    return [
+        {"what": what, "source": gallery.embedded(picture), "alt": f"{what} of {key.name}"}
+        for what, picture in pictures
+    ]
 
 
 def _score_texts(seen: gallery.Seen) -> list[tuple[str, str]]:
@@ -260,4 +285,6 @@ def _plotly() -> str:
     try:
         return script.read_text(encoding="utf-8")
     except OSError as error:
-        raise ExperimentError(f"{script}: plotly's script cannot be read ({error.strerror}): install plotly anew") from error
+        raise ExperimentError(
+            f"{script}: plotly's script cannot be read ({error.strerror}): install plotly anew"
+        ) from error

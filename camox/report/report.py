@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from camox.errors import CamoxError, ExperimentError
-from camox.report.gallery import Examined, examine
+from camox.report.gallery import Examined
 from camox.report.page import render
 from camox.report.run import Run, read_run
 
@@ -58,6 +58,8 @@ def _place(runs: Sequence[Run], out: str | Path | None) -> Path:
 def _examined(run: Run, with_gallery: bool) -> Examined:
     if not with_gallery:
         return Examined(trouble="No predictions: left out as asked (--no-gallery).")
+    from camox.report.examination import examine  # imports torch
+
     try:
         return examine(run)
     except (CamoxError, OSError, RuntimeError, ValueError, LookupError) as error:

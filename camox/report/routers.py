@@ -1,7 +1,7 @@
 """Whether a run's routers collapsed: judged from the numbers of its last validations, scale by scale."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from camox.measures.collapse import FEWEST_IMAGES, collapse_signs
@@ -20,8 +20,8 @@ class ScaleVerdict:
     signs: tuple[str, ...]
     """What the last evaluation showed, a sentence each."""
     numbers: Mapping[str, float]
-    """`NUMBERS` of the last evaluation, NaN where it has none: experts in effect, exp(H); the share of an equal one that
-    the least used expert has; that of the most frequent pair; N·Σf·P; and the information on the image, in nat."""
+    """`NUMBERS` of the last evaluation, NaN where it has none: experts in effect, exp(H); the share of an equal one
+    that the least used expert has; that of the most frequent pair; N·Σf·P; the information on the image, in nat."""
     told_at: tuple[int, ...]
     """Steps at which the run's own guard told of a collapse."""
 
@@ -96,7 +96,7 @@ def _of_scale(
     return ScaleVerdict(stride, state, tuple(found.values()), _numbers(row, stride), tuple(told.get(stride, ())))
 
 
-def _collapsed(row: Row, last: list[Mapping[int, Mapping[str, str]]], told: Mapping[int, list[int]]) -> set[int]:
+def _collapsed(row: Row, last: Sequence[Mapping[int, Mapping[str, str]]], told: Mapping[int, list[int]]) -> set[int]:
     """The run counts its collapsed scales; which ones they are, signs in two validations in a row say."""
     count = int(row.values.get("val/router/collapsed", 0))
     if len(last) < 2 or not count:

@@ -198,7 +198,8 @@ def _lines(path: Path, notes: list[str]) -> list[Mapping[str, Any]]:
     except OSError as error:
         notes.append(f"{path.name} cannot be read: {error}")
         return []
-    found, damaged = [], 0
+    found: list[Mapping[str, Any]] = []
+    damaged = 0
     for line in lines[:-1]:
         try:
             record = json.loads(line)
@@ -225,7 +226,8 @@ _KEYS = ("step", "epoch", "phase", "non_finite")
 
 
 def _event(line: Mapping[str, Any]) -> Event:
-    time, details = line.get("time"), line.get("details")
+    time: Any = line.get("time")
+    details = line.get("details")
     return Event(
         time=float(time) if _is_number(time) else None,
         step=_whole(line.get("step")),

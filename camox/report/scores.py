@@ -15,7 +15,7 @@ Table = Mapping[str, Any]
 
 def score_tables(runs: Sequence[Run], labels: Sequence[str]) -> list[Table]:
     """A table of all measures for each dataset, a column per run: `title`, `header`, `rows`, `notes`."""
-    tables = []
+    tables: list[Table] = []
     for name in _datasets(runs):
         summaries = [_summary(run, name) for run in runs]
         shown = [measure for measure in MEASURES if any(measure in summary for summary in summaries)]
@@ -31,7 +31,7 @@ def score_tables(runs: Sequence[Run], labels: Sequence[str]) -> list[Table]:
 
 def published_tables(runs: Sequence[Run], labels: Sequence[str]) -> list[Table]:
     """For each dataset on which anything is published, the runs' measures above that."""
-    tables = []
+    tables: list[Table] = []
     for name in _datasets(runs):
         methods = published_on(name)
         if not methods:
@@ -83,7 +83,7 @@ def _is_finite(value: Any) -> bool:
 
 
 def _notes(runs: Sequence[Run], dataset: str) -> list[str]:
-    notes = {}
+    notes: dict[str, None] = {}
     for run in runs:
         protocol = run.evaluation.get("protocol")
         if isinstance(protocol, dict) and dataset in _tables_in(run.evaluation, "datasets"):

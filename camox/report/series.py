@@ -11,7 +11,7 @@ MOST_POINTS = 1000
 def thinned(
     steps: Sequence[int], values: Sequence[float], most: int = MOST_POINTS
 ) -> tuple[list[int], list[float | None]]:
-    """At most `most` points of a curve: the first, the last, and of each stretch between them the least and the greatest.
+    """At most `most` points of a curve: the first, the last, and the least and greatest of each stretch between them.
 
     Values have five significant digits; one that is not finite is None, a gap, unless its stretch has finite ones.
     """
@@ -20,7 +20,8 @@ def thinned(
     if len(numbers) > most:
         inner = np.array_split(kept[1:-1], (most - 2) // 2)
         kept = np.unique([0, len(numbers) - 1, *(place for part in inner for place in _extremes(numbers, part))])
-    return [int(steps[place]) for place in kept], [rounded(float(numbers[place])) for place in kept]
+    places = kept.tolist()
+    return [steps[place] for place in places], [rounded(float(numbers[place])) for place in places]
 
 
 def rounded(value: float) -> float | None:
