@@ -15,6 +15,7 @@ COLOURS = 8
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 _SYMBOLS = {"info": "circle", "warning": "triangle-up", "error": "x"}
 _SCALE = ((0, "@soft"), (1, "@0"))
+_TOWERING = 30
 _MOST_BINS = 200
 _MOST_MARKS = 3000
 _SEVERITIES = ("info", "warning", "error")
@@ -41,7 +42,10 @@ def curves(runs: Sequence[Run], labels: Sequence[str]) -> list[Figure]:
     for plot in plots_of(runs):
         for part in [plot] if len(runs) == 1 else _split(plot):
             data = _lines(part, runs, labels) + _limits(part, runs, labels)
-            figures.append(Figure(part.key, part.section, part.title, part.about, data, _layout(part, shapes, last)))
+            is_log = part.is_log or _has_towering_peaks(data)
+            about = part.about + (" Logarithmic, for its peaks." if is_log and not part.is_log else "")
+            layout = _layout(part, shapes, last, is_log)
+            figures.append(Figure(part.key, part.section, part.title, about, data, layout))
     return figures
 
 
@@ -80,7 +84,7 @@ def timeline(run: Run, key: str) -> Figure:
         "hovermode": "closest",
         "margin": {"t": 34},
     }
-    about = f"The phases {', '.join(span.name for span in spans) or 'none yet'} as bands; every mark is an event."
+    about = f"Bands are phases: {', '.join(span.name for span in spans) or 'none yet'}. Every mark is an event."
     return Figure(key, "Timeline", "Phases and events", about, data, layout, is_wide=True)
 
 
@@ -171,14 +175,20 @@ def _limits(plot: Plot, runs: Sequence[Run], labels: Sequence[str]) -> list[dict
     return lines
 
 
-def _layout(plot: Plot, shapes: list[dict[str, Any]], last_step: int) -> dict[str, Any]:
-    yaxis: dict[str, Any] = {"type": "log" if plot.is_log else "linear", "automargin": True}
-    if plot.is_log:
+def _layout(plot: Plot, shapes: list[dict[str, Any]], last_step: int, is_log: bool) -> dict[str, Any]:
+    yaxis: dict[str, Any] = {"type": "log" if is_log else "linear", "automargin": True}
+    if is_log:
         yaxis |= {"exponentformat": "power", "dtick": 1}
     if plot.from_zero:
         yaxis["rangemode"] = "tozero"
     xaxis = {"title": {"text": "step"}, "range": [0, 1.01 * max(1, last_step)]}
     return {"xaxis": xaxis, "yaxis": yaxis, "shapes": shapes, "hovermode": "x unified"}
+
+
+def _has_towering_peaks(lines: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether on a linear axis only a few points could be seen, and on a logarithmic one all."""
+    values = sorted(value for line in lines for value in line["y"] if value is not None)
+    return bool(values) and values[0] > 0 and values[-1] > _TOWERING * values[len(values) // 2]
 
 
 def _boundaries(spans: Sequence[Sequence[Span]]) -> list[dict[str, Any]]:

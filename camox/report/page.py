@@ -139,7 +139,7 @@ def _facts(run: Run, verdict: Verdict, examined: Examined) -> list[dict[str, Any
         worst = examined.ranked[0]
         score = next((seen.scores.get("iou") for seen in examined.images if seen.key == worst), None)
         text = f"{worst.name} ({worst.dataset}), IoU {number(score)}"
-        facts.append({"name": "Worst image", "text": text, "mood": "plain", "link": "#gallery"})
+        facts.append({"name": "Worst image", "text": text, "mood": "plain", "link": f"#{_card_id(worst)}"})
     return facts
 
 
@@ -193,6 +193,10 @@ def _gallery(number: int, labels: Sequence[str], examined: Sequence[Examined], i
     }
 
 
+def _card_id(key: Key) -> str:
+    return _slug(f"image {key.dataset} {key.name}")
+
+
 def _card(
     key: Key, labels: Sequence[str], examined: Sequence[Examined], of_runs: Sequence[Mapping[Key, gallery.Seen]]
 ) -> dict[str, Any]:
@@ -212,6 +216,7 @@ def _card(
             }
         )
     return {
+        "id": _card_id(key),
         "name": key.name,
         "dataset": key.dataset,
         "group": first.group,

@@ -57,7 +57,7 @@ def _validation(logged: Sequence[str], monitor: str) -> list[Plot]:
     names = dict.fromkeys([monitor, "iou", "s_measure", "f_weighted", "e_mean", "mae"])
     plots = [
         Plot(
-            f"val_{name}", "Measures on held-out data", title_of(name),
+            f"val_{name}", "Measures on held-out data", f"{title_of(name)} (val/{name})",
             ("Checkpoints are selected by this measure. " if name == monitor else "")
             + ("Lower is better." if name == "mae" else "Higher is better."),
             {f"val/{name}": "raw weights"}, {f"val/{name}": f"val_ema/{name}"},
@@ -70,7 +70,9 @@ def _validation(logged: Sequence[str], monitor: str) -> list[Plot]:
         if (match := re.fullmatch(r"val/(.+)/iou", name)) and not match[1].startswith("router/")
     }
     about = "Mean IoU of each habitat or super-class, raw weights: which kind of image is learned, and when."
-    return [*plots, Plot("val_groups", "Measures on held-out data", "IoU by group", about, groups)]
+    # Of a single group it would be the plot of all.
+    by_group = [Plot("val_groups", "Measures on held-out data", "IoU by group", about, groups)] if len(groups) > 1 else []
+    return [*plots, *by_group]
 
 
 def _optimisation(logged: Sequence[str]) -> list[Plot]:

@@ -173,11 +173,11 @@ def _stability(run: Run) -> tuple[str, bool]:
     warnings = [event for event in run.events if event.severity != "info" and event.kind not in ("end", "rollback")]
     if warnings:
         kinds = ", ".join(sorted({event.kind for event in warnings}))
-        parts.append(f"{counted(len(warnings), 'warning or error')} ({kinds})")
+        parts.append(f"{counted(len(warnings), 'warning')}: {kinds}")
     if nonfinite:
-        parts.append(f"logged as not finite: {', '.join(nonfinite[:5])}{' …' if len(nonfinite) > 5 else ''}")
+        parts.append(f"logged as not finite: {', '.join(nonfinite[:3])}{' …' if len(nonfinite) > 3 else ''}")
     if parts:
-        return "; ".join(parts) + ".", not (skipped or rollbacks or nonfinite)
+        return "; ".join(parts) + ".", False
     return "No step was skipped, nothing was rolled back, and no guard spoke up.", True
 
 
