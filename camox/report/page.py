@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import groupby
@@ -41,11 +42,7 @@ def render(runs: Sequence[Run], examined: Sequence[Examined]) -> str:
     labels = labels_of(runs)
     verdicts = [judge(run) for run in runs]
     figures = _figures(runs, labels, examined)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("camox.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["moment"] = moment
-    return environment.get_template("page.html").render(
+    return _template().render(
         title=labels[0] if len(runs) == 1 else " · ".join(labels),
         version=version("camox"),
         plotly=_plotly(),
@@ -60,6 +57,13 @@ def render(runs: Sequence[Run], examined: Sequence[Examined]) -> str:
         published=published_tables(runs, labels),
         galleries=_galleries(labels, examined),
     )
+
+
+@cache
+def _template() -> jinja2.Template:
+    loader = jinja2.PackageLoader("camox.report", ".")
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template("page.html")
 
 
 def _figures(runs: Sequence[Run], labels: Sequence[str], examined: Sequence[Examined]) -> list[Figure]:

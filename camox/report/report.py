@@ -50,6 +50,8 @@ def _place(runs: Sequence[Run], out: str | Path | None) -> Path:
     place = Path(out)
     if place.is_dir():
         raise ExperimentError(f"{place}: is a folder: give a file, such as --out {place / NAME}")
+    if place.parent.exists() and not place.parent.is_dir():
+        raise ExperimentError(f"{place.parent}: is a file: give a place in a folder as --out")
     if place.suffix.lower() not in (".html", ".htm"):
         raise ExperimentError(f"{place}: the report is a page: give a file that ends in .html")
     return place
