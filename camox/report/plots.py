@@ -70,9 +70,9 @@ def _validation(logged: Sequence[str], monitor: str) -> list[Plot]:
         if (match := re.fullmatch(r"val/(.+)/iou", name)) and not match[1].startswith("router/")
     }
     about = "Mean IoU of each habitat or super-class, raw weights: which kind of image is learned, and when."
-    # Of a single group it would be the plot of all.
-    by_group = [Plot("val_groups", "Measures on held-out data", "IoU by group", about, groups)] if len(groups) > 1 else []
-    return [*plots, *by_group]
+    if len(groups) > 1:  # of a single one it would be the plot of all
+        plots.append(Plot("val_groups", "Measures on held-out data", "IoU by group", about, groups))
+    return plots
 
 
 def _optimisation(logged: Sequence[str]) -> list[Plot]:

@@ -19,6 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason="no C
 LOOK = """<!doctype html><title>look</title>
 <body style="margin:0"><iframe id="frame" src="PAGE" style="width:WIDTHpx;height:900px;border:0"></iframe>
 <pre id="seen"></pre><script>
+const DRAWN = ".scatterlayer .trace, .barlayer .trace, .heatmaplayer .hm";
 const frame = document.getElementById("frame");
 async function look() {
   const root = frame.contentDocument && frame.contentDocument.documentElement;
@@ -27,7 +28,7 @@ async function look() {
   const plots = () => [...page.querySelectorAll(".drawing")];
   const seen = {
     plots: plots().length,
-    undrawn: plots().filter(p => !p.querySelector(".scatterlayer .trace, .barlayer .trace, .heatmaplayer .hm")).map(p => p.id),
+    undrawn: plots().filter(p => !p.querySelector(DRAWN)).map(p => p.id),
     overflow: root.scrollWidth - root.clientWidth,
     scheme: root.dataset.scheme,
     paper: getComputedStyle(page.body).backgroundColor,
