@@ -242,7 +242,7 @@ def _usage_over_time(run: Run, stride: int) -> Figure | None:
     }  # fmt: skip
     about = (
         f"Share of the choices that went to each expert, {'in training' if of_training else 'on held-out images'}. "
-        f"Equal use is {1 / len(names):.0%}, and {most:.0%} is all that one can get. A row that stays without colour is not used."
+        f"Equal use is {1 / len(names):.0%}, and {most:.0%} is all that one can get. A row without colour is not used."
     )
     return Figure(f"usage_{stride}", "Routers", f"Use of the experts at stride {stride}", about, [data], layout)
 
