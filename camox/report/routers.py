@@ -99,7 +99,7 @@ def _of_scale(
 def _collapsed(row: Row, last: Sequence[Mapping[int, Mapping[str, str]]], told: Mapping[int, list[int]]) -> set[int]:
     """The run counts its collapsed scales; which ones they are, signs in two validations in a row say."""
     count = int(row.values.get("val/router/collapsed", 0))
-    if len(last) < 2 or not count:
+    if len(last) < 2:
         return set()
     showing = [stride for stride in last[0] if last[0][stride] and last[1].get(stride)]
     # A scale that has learned nothing yet shows signs too, and is not counted; those told of are.

@@ -80,6 +80,7 @@ def test_texts_of_files_are_escaped(write_run):
     (folder / "evaluation" / "measures.json").write_text(json.dumps({"datasets": {bad: {"iou": 0.5}}}))
     page = page_of(folder)
     assert "<img src=x" not in page
+    assert "<" not in page.partition('id="figures">')[2].partition("</script>")[0]
     # Plotly reads some HTML in names: they are escaped once more for it.
     assert figures_of(page)["terms"]["data"][0]["name"].startswith("&lt;/script&gt;")
 
