@@ -274,7 +274,7 @@ def report(
         typer.Option(metavar="FILE.html", help="Where to write [default: RUN/report.html; needed for several runs]."),
     ] = None,
     without_gallery: Annotated[
-        bool, typer.Option("--no-gallery", help="Do not load the model: numbers and events only, in a second.")
+        bool, typer.Option("--no-gallery", help="Do not load the model: numbers and events only, much faster.")
     ] = False,
 ) -> None:
     """Write one page on a run that needs no network: verdict, events, curves, routers, scores, predictions."""

@@ -110,7 +110,7 @@ def _of_experts(output: CamoXpertOutput, images: int) -> tuple[dict[int, np.ndar
 
 
 def _measured(probability: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    from camox.measures.evaluator import measure_image, resize_probability  # costs a second, and is seldom needed
+    from camox.measures.evaluator import measure_image, resize_probability  # slow, and seldom needed
 
     return measure_image(resize_probability(probability, truth.shape), truth, measures=SCORES).scalars
 

@@ -286,7 +286,7 @@ def _in_script(value: Any) -> str:
 
 
 def _plotly() -> str:
-    """The script that draws the figures, from plotly's package, which is not imported: that takes half a second."""
+    """The script that draws the figures, from plotly's package, which is not imported: that takes its time."""
     found = find_spec("plotly")
     if found is None or not found.submodule_search_locations:
         raise ExperimentError("the report's plots need plotly: install it with pip install plotly")
