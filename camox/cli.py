@@ -266,7 +266,7 @@ def predict(
     predict_images(model, images, out, overlay, batch_size, weights, overwrite, image_size)
 
 
-@app.command(epilog="Example: `camox report runs/quickstart runs/dense --out comparison.html`")
+@app.command(epilog="Example: `camox report runs/quickstart runs/mine --out comparison.html`")
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs; several stand side by side.")],
     out: Annotated[

@@ -37,6 +37,9 @@ class LoadedModel:
     """The run's folder, if the checkpoint lies in one."""
     experiment: Experiment | None
     """The experiment of that run, if its folder has one."""
+    threshold: float = 0.5
+    """Probability from which on a pixel is called object: that of the best mean IoU on held-out images, 0.5 where
+    nobody knows it."""
 
     @property
     def monitor(self) -> str:
@@ -79,6 +82,7 @@ def load_model(
         epoch=checkpoint.manifest.epoch,
         run=run,
         experiment=experiment,
+        threshold=_threshold(checkpoint, chosen),
     )
 
 
@@ -127,6 +131,12 @@ def _choose_weights(checkpoint: Checkpoint, weights: Weights, monitor: str) -> t
     chosen = "ema" if is_better(ema, raw, monitor) else "raw"
     names = {"raw": "raw", "ema": "EMA"}
     return chosen, f"{names[chosen]} weights: {monitor} in {validation} {_score(raw)} raw, {_score(ema)} EMA"
+
+
+def _threshold(checkpoint: Checkpoint, chosen: str) -> float:
+    """What the validation before the checkpoint found best for these weights."""
+    prefix = {"raw": "val", "ema": "val_ema"}[chosen]
+    return float(checkpoint.manifest.measures.get(f"{prefix}/threshold", 0.5))
 
 
 def _score(value: float) -> str:

@@ -15,6 +15,7 @@ from camox.inference.evaluation import evaluate_model
 from camox.losses.composite import SegmentationObjective
 from camox.measures.evaluator import Evaluator
 from camox.measures.routing import RoutedImages
+from camox.measures.threshold import CHOSEN_BY, best_threshold
 from camox.models.camoxpert import CamoXpert, CamoXpertOutput
 from camox.training.processes import fail_together
 from camox.training.routing import routed_images
@@ -24,8 +25,9 @@ class Validated(NamedTuple):
     """What a validation tells."""
 
     summary: dict[str, Any]
-    """The evaluator's, with the mean loss per image under "loss", and "selected_on_test" where the samples are test
-    images that checkpoints are selected on."""
+    """The evaluator's, with the mean loss per image under "loss", the "threshold" at which mean IoU is greatest, where
+    any image has an object, and "selected_on_test" where the samples are test images that checkpoints are selected
+    on."""
 
     routed: dict[int, RoutedImages]
     """Stride → what that scale's router decided for every image; empty where it was not asked for."""
@@ -56,6 +58,8 @@ class Validator:
         self.accelerator = accelerator
         self.objective = objective
         self.measures = measures
+        # Of the curves the summary tells no more than was asked for; the threshold is read from them.
+        self._measured = tuple(dict.fromkeys((*measures, CHOSEN_BY)))
         self.beat = beat
         self.heed = heed
         self.on_test = on_test
@@ -71,7 +75,7 @@ class Validator:
             Interrupted: `heed` did, on all ranks.
             CamoxError: an image cannot be read, or the network gives NaN, on any rank.
         """
-        evaluator = Evaluator("camox", self.measures)
+        evaluator = Evaluator("camox", self._measured)
         losses: list[tuple[int, float, int]] = []
         routed: list[dict[int, RoutedImages]] = []
         failure = None
@@ -114,6 +118,8 @@ class Validator:
         weighted = sorted(entry for _, of_rank, _ in everything for entry in of_rank)
         images = sum(count for *_, count in weighted)
         summary = {**whole.summary(), "loss": sum(loss * count for _, loss, count in weighted) / images}
+        if (threshold := best_threshold(whole.results)) is not None:
+            summary["threshold"] = threshold
         if self.on_test:  # among the scores, so that wherever these go the label goes with them
             summary["selected_on_test"] = 1.0
         batches = [of_batch for *_, of_rank in everything for of_batch in of_rank]

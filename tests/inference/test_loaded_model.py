@@ -55,6 +55,17 @@ def test_the_weights_asked_for_are_loaded(run_folder, weights):
     assert all(torch.equal(state[name], tensor) for name, tensor in stored.items())
 
 
+def test_the_threshold_is_that_of_the_chosen_weights(run_folder):
+    found = {"val/threshold": 0.25, "val_ema/threshold": 0.75}
+    edit_manifest(run_folder / "checkpoints" / "epoch_0001", lambda manifest: manifest["measures"].update(found))
+    assert load_model(run_folder, "raw").threshold == 0.25
+    assert load_model(run_folder, "ema").threshold == 0.75
+
+
+def test_without_a_validation_the_threshold_is_one_half(run_folder):
+    assert load_model(run_folder).threshold == 0.5
+
+
 def test_without_scores_raw_weights_are_taken_and_it_is_said(run_folder):
     checkpoint = run_folder / "checkpoints" / "epoch_0001"
     edit_manifest(checkpoint, lambda manifest: manifest.update(measures={}))
