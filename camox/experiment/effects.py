@@ -9,7 +9,7 @@ from camox.experiment.table import Table
 if TYPE_CHECKING:
     from camox.experiment.experiment import Experiment
     from camox.experiment.network import MixtureOfExperts
-    from camox.experiment.schema import Schedule
+    from camox.experiment.schema import Schedule, Tracking
     from camox.experiment.sources import Data
 
 
@@ -18,9 +18,7 @@ def keys_without_effect(experiment: "Experiment") -> Iterator[str]:
     yield from _of_schedule(experiment.schedule)
     yield from _of_scored_sources(experiment.data)
     yield from _of_loading(experiment)
-    tracking = experiment.tracking
-    if tracking.wandb == "disabled" and tracking.artifacts != "none":
-        yield 'tracking.artifacts has no effect with tracking.wandb = "disabled": remove it or choose another mode'
+    yield from _of_tracking(experiment.tracking)
     moe = experiment.model.moe
     rules = [rule for rule in (*_rules_of_mode(moe), *_rules_of_balance(moe)) if rule.applies]
     for key in (*_keys_set(moe, "model.moe"), *_keys_set(experiment.optimizer, "optimizer")):
@@ -74,6 +72,19 @@ def _of_loading(experiment: "Experiment") -> Iterator[str]:
             yield (
                 f"data.multi_scale gives every batch of phase {phase.name} the size {phase.image_sizes[0]}²: remove it "
                 "or give factors that are further apart"
+            )
+
+
+def _of_tracking(tracking: "Tracking") -> Iterator[str]:
+    for key in _keys_set(tracking, "tracking"):
+        if key == "tracking.artifacts" and tracking.wandb == "disabled":
+            yield f'{key} has no effect with tracking.wandb = "disabled": remove it or choose another mode'
+        elif key == "tracking.images_every_epochs" and tracking.images == 0:
+            yield f"{key} has no effect with tracking.images = 0: remove it or have some shown"
+        elif key.startswith("tracking.images") and tracking.images and not tracking.shows_pictures:
+            yield (
+                f'{key} has no effect with tracking.wandb = "disabled" and without tracking.tensorboard, which show '
+                "pictures: remove it or switch one of them on"
             )
 
 

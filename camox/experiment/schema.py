@@ -358,3 +358,15 @@ class Tracking(Table):
     report: bool = True
     """Write `report.html` into the run's folder when training ends, unless it is only paused; `camox report` makes it
     at any time."""
+
+    images: int = Field(default=8, ge=0)
+    """Held-out images to show in Weights & Biases and TensorBoard, always the same ones, with what the network makes of
+    them, beside a picture of what routers choose; 0 for no pictures."""
+
+    images_every_epochs: int = Field(default=5, ge=1)
+    """Epochs between pictures, which the next validation makes; the last epoch always has some."""
+
+    @property
+    def shows_pictures(self) -> bool:
+        """Return whether there is a tracker that shows pictures, and some are wanted."""
+        return self.images > 0 and (self.wandb != "disabled" or self.tensorboard)

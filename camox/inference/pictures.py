@@ -41,12 +41,13 @@ def prediction_panel(
     probability: np.ndarray,
     uncertainty: np.ndarray | None = None,
     size: int = 256,
+    boundary: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Image, truth, prediction and boundary uncertainty side by side, each under its caption.
+    """Image, truth, prediction, boundary uncertainty and boundary side by side, each under its caption.
 
-    image: uint8 [H, W, 3] RGB; truth: uint8 [H, W] in {0, 1}; probability and uncertainty: float [h, w] in
-    [0, 1], shown at the image's size. Gives uint8 RGB on white; the longer side of each tile is `size` pixels.
-    What is None is left out.
+    image: uint8 [H, W, 3] RGB; truth: uint8 [H, W] in {0, 1}; probability, uncertainty and boundary (the predicted
+    one): float [h, w] in [0, 1], each of its own size, shown at the image's. Gives uint8 RGB on white; the longer side
+    of each tile is `size` pixels. What is None is left out.
     """
     height, width = image.shape[:2]
     tiles = [("image", image)]
@@ -56,6 +57,8 @@ def prediction_panel(
     tiles.append(("prediction", grey(probability)))
     if uncertainty is not None:
         tiles.append(("boundary uncertainty", heat(uncertainty)))
+    if boundary is not None:
+        tiles.append(("boundary", grey(boundary)))
     scale = size / max(height, width)
     tile_size = (max(1, round(width * scale)), max(1, round(height * scale)))
     columns = [_captioned(caption, _fitted(tile, tile_size)) for caption, tile in tiles]

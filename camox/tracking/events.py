@@ -1,5 +1,6 @@
 """events.jsonl: what guards and recovery saw and did, one object per event."""
 
+import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,10 +15,19 @@ class EventLog:
     """Appends events to a file; a resumed run keeps the events of the runs before it.
 
     Unlike metrics, events are never cut back on resume: a recovery that led to the resume must stay readable.
+
+    Args:
+        path: The file.
+        resume_step: The step a run goes on from: events of later steps, which it takes anew, are not counted among
+            `troubles`. None counts all.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, resume_step: int | None = None):
         self._lines = JsonLines(path)
+        written = [json.loads(line) for line in self._lines.path.read_bytes().splitlines()]
+        kept = [event for event in written if resume_step is None or event.get("step", 0) <= resume_step]
+        self.troubles = sum(_is_trouble(event) for event in kept)
+        """Warnings and errors so far, of the run itself: what a tracker says of its own is none."""
 
     def append(
         self,
@@ -52,8 +62,13 @@ class EventLog:
             "details": spell_non_finite(plain(details or {})),
         }
         self._lines.append(event)
+        self.troubles += _is_trouble(event)
         return event
 
     def close(self) -> None:
         """Close the file; a second call does nothing."""
         self._lines.close()
+
+
+def _is_trouble(event: Mapping[str, Any]) -> bool:
+    return event.get("severity") != "info" and event.get("kind") != "tracking"

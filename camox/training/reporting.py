@@ -1,6 +1,7 @@
 """What a run says while it goes on: to the console, to events.jsonl, and to the trackers."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +15,7 @@ from camox.tracking.wandb_tracker import WandbTracker
 from camox.training.phases import phase_of
 from camox.training.run_state import Position
 from camox.training.saving import Saved
+from camox.training.telemetry import Scores, score_values
 
 
 class Reporter:
@@ -45,22 +47,23 @@ class Reporter:
             return
         self._experiment = experiment
         settings, folder = experiment.tracking, experiment.run_folder
-        self._events = EventLog(folder / "events.jsonl")
+        self._events = EventLog(folder / "events.jsonl", resume_step=at.step)
         resume_step = at.step or None
+        environment = (folder / "environment.json").read_text(encoding="utf-8")
 
         def warn(text: str) -> None:
             self.event("tracking", text, at)
 
         trackers: list[Tracker] = [JsonlTracker(folder / "metrics.jsonl", resume_step=at.step)]
         if settings.tensorboard:
-            text = {"experiment": _indented(experiment.to_toml())}
+            text = {"experiment": _indented(experiment.to_toml()), "environment": _indented(environment)}
             trackers.append(TensorBoardTracker(folder, text, resume_step, warn))
         wandb = WandbTracker(
             settings.wandb,
             settings.project,
             settings.entity,
             experiment.experiment.name,
-            experiment.plain(),
+            {**experiment.plain(), "environment": json.loads(environment)},
             folder,
             experiment.experiment.notes,
             experiment.experiment.tags,
@@ -93,13 +96,24 @@ class Reporter:
             self._trackers.log(values, step=step, epoch=epoch, phase=phase)
 
     @property
-    def takes_pictures(self) -> bool:
-        """Whether `show` does anything."""
-        return self._trackers.takes_pictures
+    def troubles(self) -> int:
+        """Warnings and errors among the events so far."""
+        return 0 if self._events is None else self._events.troubles
 
-    def show(self, pictures: Mapping[str, Picture], step: int, epoch: int, phase: str) -> None:
-        """Hands pictures of a step to the trackers."""
-        self._trackers.show(pictures, step=step, epoch=epoch, phase=phase)
+    def validated(
+        self, scores: Scores, values: Mapping[str, Any], at: Position, draw: Callable[[], Mapping[str, Picture]]
+    ) -> None:
+        """Tells what the validation after the epoch that has just ended found.
+
+        `values` are logged beside the scores. `draw` gives pictures, by name; it is called only where a tracker takes
+        them.
+        """
+        self.console.validation(scores["val"], scores.get("val_ema"), epoch=at.epoch, step=at.step)
+        epoch = at.epoch - 1
+        phase = phase_of(epoch, self.phases).name
+        self.log({**values, **score_values(scores)}, at.step, epoch, phase)
+        if self._trackers.takes_pictures and (pictures := draw()):
+            self._trackers.show(pictures, step=at.step, epoch=epoch, phase=phase)
 
     @contextmanager
     def _once_refused(self) -> Iterator[None]:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NoReturn
@@ -35,6 +36,7 @@ from camox.training.building import (
     open_data,
     wrap_for_training,
 )
+from camox.training.held_out_pictures import shown_indices, with_routing
 from camox.training.interruption import SAVE, STOP, TROUBLE, Interrupted, Requests
 from camox.training.launching.restarts import note_begun
 from camox.training.memory import out_of_memory, try_largest_phases
@@ -57,7 +59,7 @@ from camox.training.schedule import Plateau, warmup_factor
 from camox.training.sharing import require_shared
 from camox.training.step import Controls
 from camox.training.stream_batches import Batches
-from camox.training.telemetry import Clock, Scores, reference_scales, score_values
+from camox.training.telemetry import Clock, Scores, reference_scales
 from camox.training.watching import Watch
 
 
@@ -288,6 +290,7 @@ class Trainer:
             "amp/skipped_steps": skipped,
             "stability/skipped_batches": skipped,
             "stability/rollbacks": self.recovery.rollbacks,
+            "stability/events": self.reporter.troubles,
         }
         if "amp/scale" in values:
             values |= reference_scales(self.experiment.precision.min_scale)
@@ -368,18 +371,16 @@ class Trainer:
     def _validate(self) -> Scores:
         """Scores raw and averaged weights on the held-out part."""
         try:
-            raw = self.validator.score(self.network)
+            shown = shown_indices(self.experiment, len(self.held_out), self.at.epoch)
+            raw = self.validator.score(self.network, shown=shown)
             scores = {"val": raw.summary}
             if self.average is not None:
                 scores["val_ema"] = self.validator.score(self.average.model, routing=False).summary
         except CheckpointError as error:  # the weights, or what fp16 makes of them, are not finite
             self._heed([Finding("validation", str(error), "roll_back", sound_until=self.at.step - 1)])
             raise AssertionError("a rollback or the end") from error
-        self.console.validation(scores["val"], scores.get("val_ema"), epoch=self.at.epoch, step=self.at.step)
-        assert self.phase is not None
         values, collapses = self.routing.evaluate(raw.routed, self.at.step)
-        values |= score_values(scores)
-        self.reporter.log(values, step=self.at.step, epoch=self.at.epoch - 1, phase=self.phase.name)
+        self.reporter.validated(scores, values, self.at, partial(with_routing, raw.pictures, raw.routed, self.network))
         proposal: Proposal = "calm_routers" if self.experiment.stability.collapse else "note"
         findings = [Finding("router_collapse", c.message, proposal, details=c.details) for c in collapses]
         monitor = self.experiment.checkpoints.monitor

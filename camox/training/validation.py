@@ -1,6 +1,6 @@
 """Held-out scores during training: every rank its own images, none twice, one summary for all."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from camox.measures.evaluator import Evaluator
 from camox.measures.routing import RoutedImages
 from camox.measures.threshold import CHOSEN_BY, best_threshold
 from camox.models.camoxpert import CamoXpert, CamoXpertOutput
+from camox.training.held_out_pictures import Pictures, captioned, draw_panels
 from camox.training.processes import fail_together
 from camox.training.routing import routed_images
 
@@ -34,6 +35,9 @@ class Validated(NamedTuple):
 
     images: list[dict[str, float]]
     """The measures of every image that takes part in the means, always in the same order."""
+
+    pictures: Pictures
+    """Of the images that were to be shown, in the order of the dataset."""
 
 
 class Validator:
@@ -58,8 +62,9 @@ class Validator:
         self.accelerator = accelerator
         self.objective = objective
         self.measures = measures
-        # Of the curves the summary tells no more than was asked for; the threshold is read from them.
-        self._measured = tuple(dict.fromkeys((*measures, CHOSEN_BY)))
+        # Of these the summary tells no more than was asked for: the threshold is read from the curves, and pictures
+        # tell their IoU.
+        self._measured = tuple(dict.fromkeys((*measures, CHOSEN_BY, "iou")))
         self.beat = beat
         self.heed = heed
         self.on_test = on_test
@@ -68,8 +73,9 @@ class Validator:
         shard = range(accelerator.process_index, len(dataset), accelerator.num_processes)
         self._loader = eval_loader(dataset, shard, batch_size, workers, accelerator.device.type == "cuda")
 
-    def score(self, network: CamoXpert, routing: bool = True) -> "Validated":
-        """Scores, and, if `routing` is asked for, what routers decided; the same on every rank.
+    def score(self, network: CamoXpert, routing: bool = True, shown: Collection[int] = ()) -> "Validated":
+        """Scores, if `routing` is asked for what routers decided, and pictures of the images at `shown`; the same on
+        every rank.
 
         Raises:
             Interrupted: `heed` did, on all ranks.
@@ -78,6 +84,7 @@ class Validator:
         evaluator = Evaluator("camox", self._measured)
         losses: list[tuple[int, float, int]] = []
         routed: list[dict[int, RoutedImages]] = []
+        panels: list[tuple[int, np.ndarray]] = []
         failure = None
         meetings = iter(range(self._meetings))
         self.beat("validating")
@@ -85,6 +92,7 @@ class Validator:
         def observe(output: CamoXpertOutput, batch: EvalBatch) -> None:
             self.beat("validating")
             losses.append(self._loss(output, batch))
+            panels.extend(draw_panels(output, batch, shown))
             if routing:
                 limit = network.config["logit_limit"]
                 routed.append(
@@ -111,22 +119,23 @@ class Validator:
                 self.heed()
         fail_together(failure)
         # One gather of plain per-image results; tensors would need equal counts on all ranks.
-        everything = gather_object([(evaluator.results, losses, routed)])
+        everything = gather_object([(evaluator.results, losses, routed, panels)])
         whole = Evaluator("camox", self.measures)
         for results, *_ in everything:
             whole.extend(results)
-        weighted = sorted(entry for _, of_rank, _ in everything for entry in of_rank)
+        weighted = sorted(entry for _, of_rank, *_ in everything for entry in of_rank)
         images = sum(count for *_, count in weighted)
         summary = {**whole.summary(), "loss": sum(loss * count for _, loss, count in weighted) / images}
         if (threshold := best_threshold(whole.results)) is not None:
             summary["threshold"] = threshold
         if self.on_test:  # among the scores, so that wherever these go the label goes with them
             summary["selected_on_test"] = 1.0
-        batches = [of_batch for *_, of_rank in everything for of_batch in of_rank]
+        batches = [of_batch for _, _, of_rank, _ in everything for of_batch in of_rank]
         strides = network.scales if routing else ()
         routed_by = {stride: RoutedImages.joined([of_batch[stride] for of_batch in batches]) for stride in strides}
         counted = [record.result.scalars for record in whole.results if record.result.counts]
-        return Validated(summary, routed_by, counted)
+        pictures = captioned([panel for *_, of_rank in everything for panel in of_rank], whole.results)
+        return Validated(summary, routed_by, counted, pictures)
 
     def _loss(self, output: CamoXpertOutput, batch: EvalBatch) -> tuple[int, float, int]:
         size = batch.images.shape[-1]

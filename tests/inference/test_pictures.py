@@ -45,15 +45,17 @@ def test_overlay_does_not_touch_its_input():
 
 @pytest.mark.parametrize("truth", [True, False])
 @pytest.mark.parametrize("uncertainty", [True, False])
-def test_panel_has_a_tile_for_everything_given(truth, uncertainty):
+@pytest.mark.parametrize("boundary", [True, False])
+def test_panel_has_a_tile_for_everything_given(truth, uncertainty, boundary):
     panel = prediction_panel(
         image(64, 64),
         np.ones((64, 64), np.uint8) if truth else None,
         blob(64, 64),
         blob(64, 64) if uncertainty else None,
         size=256,
+        boundary=blob(16, 16) if boundary else None,
     )
-    tiles = 2 + truth + uncertainty
+    tiles = 2 + truth + uncertainty + boundary
     assert panel.dtype == np.uint8
     assert panel.shape[1] == tiles * 256 + (tiles - 1) * 4
     assert 256 < panel.shape[0] < 300

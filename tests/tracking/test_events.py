@@ -38,3 +38,14 @@ def test_non_finite_details_are_spelled_out(tmp_path):
     log.append("x", "y", step=0, epoch=0, details={"terms": [math.nan, math.inf, -math.inf, 1.0]})
     log.close()
     assert events(tmp_path / "events.jsonl")[0]["details"] == {"terms": ["nan", "inf", "-inf", 1.0]}
+
+
+def test_troubles_are_warnings_and_errors_up_to_the_step_that_a_run_goes_on_from(tmp_path):
+    log = EventLog(tmp_path / "events.jsonl")
+    for step, severity in ((1, "info"), (2, "warning"), (3, "error"), (4, "warning")):
+        log.append("guard", "something", step=step, epoch=0, severity=severity)
+    log.append("tracking", "wandb could not go online", step=2, epoch=0, severity="warning")
+    assert log.troubles == 3
+    log.close()
+    assert [EventLog(tmp_path / "events.jsonl", step).troubles for step in (0, 2, 3, 9)] == [0, 1, 2, 3]
+    assert EventLog(tmp_path / "events.jsonl").troubles == 3

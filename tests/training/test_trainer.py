@@ -44,6 +44,9 @@ def rows(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+MEASURES = [
+    "iou", "dice", "s_measure", "f_weighted", "f_max", "f_mean", "f_adaptive", "e_max", "e_mean", "e_adaptive", "mae",
+]  # fmt: skip
 EMPTY: dict[str, Any] = {"groups": {}, "empty": {"count": 0}}
 TIMES = {"train/images_per_second", "train/data_wait", "checkpoint/seconds", "checkpoint/blocked_seconds"}
 
@@ -84,17 +87,18 @@ def test_a_run_leaves_the_folder_of_the_contract(tiny_experiment):
 
 
 def test_the_names_of_the_contract_are_logged(tiny_experiment):
-    run = train(tiny_experiment())
+    run = train(tiny_experiment(f"validation.measures={json.dumps(MEASURES)}"), fp16=True)
     names = {name for row in rows(run) for name in row}
     terms = {f"train/loss/{t}" for t in ("structure", "boundary", "uncertainty", "search", "deep", "refinement")}
     expected = {
         "train/loss", "train/images_per_second", "train/data_wait", "train/effective_batch",
         *(f"lr/{group}" for group in ("backbone", "router", "experts", "head")),
         *(f"grad_norm/{group}" for group in ("total", "backbone", "router", "experts", "head")),
-        "grad_norm/clipped/router", "grad_norm/clipped/rest", "amp/skip_rate", "amp/skipped_steps",
+        "grad_norm/clipped/router", "grad_norm/clipped/rest", "amp/scale", "amp/skip_rate", "amp/skipped_steps",
         *(f"router/{name}" for name in ("warmup_factor", "load_balance", "z_loss", "coefficient")),
-        *(f"val/{name}" for name in ("iou", "mae", "loss")), *(f"val_ema/{name}" for name in ("iou", "mae", "loss")),
-        "stability/skipped_batches", "checkpoint/seconds", "checkpoint/blocked_seconds", *terms,
+        *(f"{prefix}/{name}" for prefix in ("val", "val_ema") for name in (*MEASURES, "loss")),
+        "stability/skipped_batches", "stability/rollbacks", "stability/events",
+        "checkpoint/seconds", "checkpoint/blocked_seconds", *terms,
     }  # fmt: skip
     measured = {
         "load_balance", "dead", "starved", "max_violation", "cv", "entropy", "marginal_entropy", "conditional_entropy",
