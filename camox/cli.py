@@ -266,6 +266,24 @@ def predict(
     predict_images(model, images, out, overlay, batch_size, weights, overwrite, image_size)
 
 
+@app.command(epilog="Example: `camox report runs/quickstart runs/mine --out comparison.html`")
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs; several stand side by side.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.html", help="Where to write [default: RUN/report.html; needed for several runs]."),
+    ] = None,
+    without_gallery: Annotated[
+        bool, typer.Option("--no-gallery", help="Do not load the model: numbers and events only, much faster.")
+    ] = False,
+) -> None:
+    """Write one page on a run that needs no network: verdict, events, curves, routers, scores, predictions."""
+    from camox.report.report import write_report
+
+    place = write_report(runs, out, with_gallery=not without_gallery)
+    Console().notice(f"{place} ({place.stat().st_size / 1e6:.1f} MB)")
+
+
 @data_app.command("check", epilog="Example: `camox data check data/COD10K-v3 --out audit`")
 def data_check(
     path: Annotated[

@@ -165,6 +165,7 @@ measures = ["iou", "mae"]
 [tracking]
 log_every = 1
 wandb = "disabled"
+report = false
 """
 
 

@@ -355,6 +355,10 @@ class Tracking(Table):
     """Write the same numbers for TensorBoard too, to the run's `tensorboard` folder. Needs `pip install
     'camox[tensorboard]'`."""
 
+    report: bool = True
+    """Write `report.html` into the run's folder when training ends, unless it is only paused; `camox report` makes it
+    at any time."""
+
     images: int = Field(default=8, ge=0)
     """Held-out images to show in Weights & Biases and TensorBoard, always the same ones, with what the network makes of
     them, beside a picture of what routers choose; 0 for no pictures."""

@@ -53,12 +53,12 @@ def prediction_panel(
     tiles = [("image", image)]
     if truth is not None:
         assert truth.shape == (height, width), (truth.shape, image.shape)
-        tiles.append(("truth", _grey(truth.astype(np.float32))))
-    tiles.append(("prediction", _grey(probability)))
+        tiles.append(("truth", grey(truth.astype(np.float32))))
+    tiles.append(("prediction", grey(probability)))
     if uncertainty is not None:
-        tiles.append(("boundary uncertainty", _heat(uncertainty)))
+        tiles.append(("boundary uncertainty", heat(uncertainty)))
     if boundary is not None:
-        tiles.append(("boundary", _grey(boundary)))
+        tiles.append(("boundary", grey(boundary)))
     scale = size / max(height, width)
     tile_size = (max(1, round(width * scale)), max(1, round(height * scale)))
     columns = [_captioned(caption, _fitted(tile, tile_size)) for caption, tile in tiles]
@@ -66,12 +66,14 @@ def prediction_panel(
     return np.hstack([part for column in columns for part in (column, gap)][:-1])
 
 
-def _grey(values: np.ndarray) -> np.ndarray:
+def grey(values: np.ndarray) -> np.ndarray:
+    """Float [H, W] in [0, 1] as uint8 [H, W, 3], black to white."""
     levels = np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
     return np.repeat(levels[:, :, None], 3, axis=2)
 
 
-def _heat(values: np.ndarray) -> np.ndarray:
+def heat(values: np.ndarray) -> np.ndarray:
+    """Float [H, W] in [0, 1] as uint8 [H, W, 3] RGB in viridis, which is dark blue for 0 and yellow for 1."""
     levels = np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
     return cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_VIRIDIS), cv2.COLOR_BGR2RGB)
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from camox.errors import TrainingStopped
+from camox.errors import TrainingPaused, TrainingStopped
 from camox.experiment import Experiment, ResolvedPhase
 from camox.tracking.console import Console
 from camox.tracking.events import EventLog, Severity
@@ -34,6 +34,7 @@ class Reporter:
         self._trackers = Trackers([])
         self._artifacts = "none"
         self._is_refused = False
+        self._experiment: Experiment | None = None
 
     def open(self, experiment: Experiment, at: Position) -> None:
         """Opens the files of the run's folder, and Weights & Biases and TensorBoard if they are wanted, for a run that
@@ -44,6 +45,7 @@ class Reporter:
         """
         if not self.active:
             return
+        self._experiment = experiment
         settings, folder = experiment.tracking, experiment.run_folder
         self._events = EventLog(folder / "events.jsonl", resume_step=at.step)
         resume_step = at.step or None
@@ -132,6 +134,31 @@ class Reporter:
         if self._artifacts == "all" or (self._artifacts == "best" and saved.is_best):
             aliases = ["latest", saved.path.name, *(["best"] if saved.is_best else [])]
             self._trackers.keep(saved.path, saved.measures, aliases)
+
+    def end(self, code: int, reason: str, at: Position) -> None:
+        """Keeps how the run ended, and closes."""
+        is_sound = code in (0, TrainingPaused.exit_code)
+        self.event("end", reason, at, "info" if is_sound else "error", {"code": code})
+        self.close()
+
+    def write_page(self, code: int, at: Position) -> None:
+        """Writes report.html into the folder of a run that has ended and been closed.
+
+        A pause has seconds left, and after a failure of the code nobody asks how good the model is: no page for these.
+        """
+        if self._experiment is None or not self._experiment.tracking.report:
+            return
+        if code not in (0, TrainingStopped.exit_code):
+            return
+        from camox.report.report import write_report  # imports what no step needs
+
+        folder = self._experiment.run_folder
+        try:
+            self.console.notice(f"report: {write_report([folder])}")
+        except Exception as error:  # noqa: BLE001  the run is done and safe, whatever is wrong with its page
+            self._events = EventLog(folder / "events.jsonl")
+            self.event("report", f"report.html could not be written: {error}", at)
+            self.close()
 
     def close(self) -> None:
         """Closes files and trackers; what is said later is lost."""

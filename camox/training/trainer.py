@@ -458,21 +458,20 @@ class Trainer:
 
     def _close(self, error: BaseException | None) -> None:
         code, reason = outcome(error, self.accelerator.process_index)
-        severity: Severity = "info" if code in (0, TrainingPaused.exit_code) else "error"
         if hasattr(self, "saver"):
             self.saver.look(wait=True)
         # Dropped by name: left to the garbage collector, each loader's workers would be waited for, 5 s each.
         for loader in ("loader", "validator"):
             vars(self).pop(loader, None)
         with suppress(OSError):  # a full disk: the error itself matters more
-            self._event("end", reason, severity, details={"code": code})
-            self.reporter.close()
+            self.reporter.end(code, reason, self.at)
         # Such an error, or a bug, may be met by one process alone; the others only see it go.
         if self.accelerator.is_main_process or getattr(error, "met_alone", False) or code == 1:
             try:
                 self.folder.close(code, reason)
             except OSError as failure:
                 self.console.warning(f"exit.json could not be written: {failure}")
+        self.reporter.write_page(code, self.at)
 
     def _stop(self, kind: str, reason: str) -> TrainingStopped:
         """Logs why a guard ends the run, and where to go on from."""

@@ -74,6 +74,7 @@ every_epochs = 100
 [tracking]
 log_every = 1
 wandb = "disabled"
+report = false
 """
 
 

@@ -157,6 +157,7 @@ def test_the_command_of_the_readme_trains_the_quickstart_on_two_processes(tmp_pa
         "data.workers=0",
         "phases.full.epochs=1",
         "tracking.wandb=disabled",
+        "tracking.report=false",
         "--output",
         str(tmp_path),
     )

@@ -55,6 +55,7 @@ warmup_steps = 5
 [tracking]
 log_every = 8
 wandb = "disabled"
+report = false
 """
 GUARDS_OFF = (
     "stability.nonfinite=false", "stability.loss_scale=false", "stability.spike=false", "stability.decline=false",

@@ -34,6 +34,7 @@ monitor = "iou"
 
 [tracking]
 wandb = "disabled"
+report = false
 """
 
 

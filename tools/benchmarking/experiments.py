@@ -43,6 +43,7 @@ dtype = "{precision}"
 [tracking]
 log_every = {log_every}
 wandb = "disabled"  # a service, not a part of the step
+report = false
 
 [[phases]]
 name = "full"

@@ -97,6 +97,7 @@ def _cases(settings: Settings, folder: Path) -> dict[str, Case]:
         f"optimizer.lr={LEARNING_RATE}",
         "model.moe.router.noise=1.0",
         'tracking.wandb="disabled"',
+        "tracking.report=false",
         f"tracking.log_every={STEPS}",
     ]
     return {

@@ -1,0 +1,134 @@
+"""Whether a run's routers collapsed: judged from the numbers of its last validations, scale by scale."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from camox.measures.collapse import FEWEST_IMAGES, collapse_signs
+from camox.report.run import Row, Run
+
+NUMBERS = ("effective_experts", "least_share", "pair_share", "load_balance", "mutual_information")
+
+
+@dataclass(frozen=True)
+class ScaleVerdict:
+    """How one router stood at the end."""
+
+    stride: int
+    state: str
+    """"sound", "one sign" (of one evaluation: no collapse yet), "collapsed" or "recovered"."""
+    signs: tuple[str, ...]
+    """What the last evaluation showed, a sentence each."""
+    numbers: Mapping[str, float]
+    """`NUMBERS` of the last evaluation, NaN where it has none: experts in effect, exp(H); the share of an equal one
+    that the least used expert has; that of the most frequent pair; N·Σf·P; the information on the image, in nat."""
+    told_at: tuple[int, ...]
+    """Steps at which the run's own guard told of a collapse."""
+
+
+@dataclass(frozen=True)
+class RouterVerdict:
+    """What is to be said of all routers of a run."""
+
+    answer: str
+    """"no", "yes", "recovered", or "unknown" where it cannot be judged."""
+    sentence: str
+    scales: tuple[ScaleVerdict, ...] = ()
+
+
+def judge_routers(run: Run) -> RouterVerdict:
+    """The answer for the whole run, with every scale's numbers."""
+    if run.experiment is not None:
+        moe = run.experiment.model.moe
+        if not moe.scales:
+            return RouterVerdict("no", "The network has no experts, so no router that could collapse.")
+        if moe.mode != "sparse":
+            return RouterVerdict("no", f"Mode {moe.mode}: no router selects experts, so none can collapse.")
+    told: dict[int, list[int]] = {}
+    for event in run.events:
+        stride = event.details.get("stride")
+        if event.kind == "router_collapse" and isinstance(stride, int):
+            told.setdefault(stride, []).append(event.step)
+    validations = run.validations()
+    strides = sorted({*_strides(validations[-1] if validations else None), *told})
+    if not validations or not strides:
+        return RouterVerdict("unknown", "No validation has measured the routers yet.")
+    images = validations[-1].values.get("val/count", 0)
+    last = [_signs(run, row) for row in validations[-2:]]
+    collapsed = _collapsed(validations[-1], last, told)
+    scales = tuple(_of_scale(validations[-1], stride, last[-1], collapsed, told) for stride in strides)
+    return RouterVerdict(*_sentence(scales, images, len(validations), len(told)), scales)
+
+
+def _sentence(scales: tuple[ScaleVerdict, ...], images: float, validations: int, told: int) -> tuple[str, str]:
+    collapsed = [str(scale.stride) for scale in scales if scale.state == "collapsed"]
+    if collapsed:
+        return "yes", f"Collapsed at {_at(collapsed)}, of {len(scales)} scales, as of the last validation."
+    recovered = [str(scale.stride) for scale in scales if scale.state == "recovered"]
+    if recovered:
+        return "recovered", f"Collapsed at {_at(recovered)} on the way, and recovered: sound at the last validation."
+    if images < FEWEST_IMAGES and not told:
+        return "unknown", f"Cannot be judged: {images:g} held-out images are fewer than {FEWEST_IMAGES}."
+    once = [str(scale.stride) for scale in scales if scale.state == "one sign"]
+    if once:
+        why = "the guard waits for two in a row, and for routers to have learned"
+        return "no", f"Not collapsed, but the last validation shows a sign of it at {_at(once)}; {why}."
+    return "no", f"Not collapsed at any of {len(scales)} scales, in {validations} validations."
+
+
+def _at(strides: list[str]) -> str:
+    return f"stride{'s' if len(strides) > 1 else ''} {', '.join(strides)}"
+
+
+def _of_scale(
+    row: Row,
+    stride: int,
+    signs: Mapping[int, Mapping[str, str]],
+    collapsed: set[int],
+    told: Mapping[int, list[int]],
+) -> ScaleVerdict:
+    found = signs.get(stride, {})
+    state = "one sign" if found else "sound"
+    if stride in collapsed:
+        state = "collapsed"
+    elif stride in told and not found:
+        state = "recovered"
+    return ScaleVerdict(stride, state, tuple(found.values()), _numbers(row, stride), tuple(told.get(stride, ())))
+
+
+def _collapsed(row: Row, last: Sequence[Mapping[int, Mapping[str, str]]], told: Mapping[int, list[int]]) -> set[int]:
+    """The run counts its collapsed scales; which ones they are, signs in two validations in a row say."""
+    count = int(row.values.get("val/router/collapsed", 0))
+    if len(last) < 2:
+        return set()
+    showing = [stride for stride in last[0] if last[0][stride] and last[1].get(stride)]
+    # A scale that has learned nothing yet shows signs too, and is not counted; those told of are.
+    return set(sorted(showing, key=lambda stride: stride not in told)[:count])
+
+
+def _signs(run: Run, row: Row) -> dict[int, dict[str, str]]:
+    top_k = run.experiment.model.moe.top_k if run.experiment else 2
+    signs = {}
+    for stride in _strides(row):
+        prefix = f"val/router/stride_{stride}/"
+        measures = {name.removeprefix(prefix): value for name, value in row.values.items() if name.startswith(prefix)}
+        experts = sum(name.startswith("usage/") for name in measures)
+        signs[stride] = collapse_signs(measures, experts, top_k, int(row.values.get("val/count", 0)))
+    return signs
+
+
+def _strides(row: Row | None) -> list[int]:
+    prefix = "val/router/stride_"
+    names = {} if row is None else row.values
+    found = {name.removeprefix(prefix).partition("/")[0] for name in names if name.startswith(prefix)}
+    return sorted(int(text) for text in found if text.isdecimal() and len(text) < 6)
+
+
+def _numbers(row: Row, stride: int) -> dict[str, float]:
+    prefix = f"val/router/stride_{stride}/"
+    usage = [value for name, value in row.values.items() if name.startswith(f"{prefix}usage/")]
+    numbers = {name: row.values.get(prefix + name, math.nan) for name in NUMBERS}
+    entropy = row.values.get(f"{prefix}entropy", math.nan)
+    numbers["effective_experts"] = math.exp(entropy) if entropy < 10 else math.nan
+    numbers["least_share"] = len(usage) * min(usage) if usage else math.nan
+    return numbers

@@ -1,0 +1,130 @@
+"""What the page holds, by its text and its figures."""
+
+import json
+import re
+
+import pytest
+
+from camox.report.gallery import Examined
+from camox.report.page import render
+from camox.report.run import read_run
+from tests.report.conftest import TEST_IMAGES, event, figures_of
+
+NONE = Examined(trouble="No predictions.")
+
+
+def page_of(*folders):
+    return render([read_run(folder) for folder in folders], [NONE] * len(folders))
+
+
+@pytest.fixture(scope="module")
+def finished(trained):
+    return (trained / "report.html").read_text()
+
+
+def test_a_finished_run_has_a_page_that_answers(finished):
+    assert "Finished" in finished
+    assert "frozen: from step 1 (epoch 1)" in finished
+    assert "full: from step 3 (epoch 2)" in finished
+    assert "Selected on: held-out 34% of the training data, seed 3" in finished
+    assert "Worst image" in finished
+    assert f"The model was run on all {TEST_IMAGES} images." in finished
+
+
+def test_the_plots_show_what_was_logged(finished, trained):
+    figures = figures_of(finished)
+    rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    losses = {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
+    drawn = figures["loss"]["data"][0]
+    assert drawn["x"] == list(losses)
+    assert drawn["y"] == pytest.approx(list(losses.values()), rel=1e-4)
+    assert {"timeline_0", "terms", "val_iou", "lr", "norms", "router_norm", "skips", "images", "wait"} <= figures.keys()
+    assert {f"usage_{stride}" for stride in (4, 8, 16, 32)} <= figures.keys()
+    assert {f"groups_0_{stride}" for stride in (4, 8, 16, 32)} <= figures.keys()
+    assert [line["name"] for line in figures["val_iou"]["data"]] == ["raw weights", "EMA weights"]
+
+
+def test_every_curve_has_the_boundary_of_the_phases(finished):
+    for key, figure in figures_of(finished).items():
+        if not key.startswith("groups_"):
+            lines = [shape for shape in figure["layout"]["shapes"] if shape["type"] == "line"]
+            assert [line["x0"] for line in lines] == [2], key
+
+
+def test_clipping_limits_are_those_of_the_experiment(write_run):
+    rows = [{"step": 1, "epoch": 0, "phase": "full", "grad_norm/total": 1.0, "grad_norm/router": 0.1}]
+    figures = figures_of(page_of(write_run("optimizer.clip=0.3", "optimizer.router_clip=0.07", rows=rows)))
+    assert figures["norms"]["data"][-1]["y"] == [0.3, 0.3]
+    assert figures["router_norm"]["data"][-1]["y"] == [0.07, 0.07]
+
+
+def test_shares_of_a_group_sum_to_one(finished):
+    for stride in (4, 8, 16, 32):
+        shares = figures_of(finished)[f"groups_0_{stride}"]["data"][0]["z"]
+        assert [sum(column) for column in zip(*shares, strict=True)] == pytest.approx([1] * len(shares[0]), abs=1e-3)
+
+
+def test_nothing_is_asked_of_the_network(finished):
+    own = finished.replace(_script(finished), "")
+    assert not re.findall(r"""(?:src|href|action)=["']?(?!#|data:)[^"'\s>]+""", own)
+    assert "url(" not in own
+    assert "default-src 'none'" in own
+
+
+def test_texts_of_files_are_escaped(write_run):
+    bad = "</script><img src=x onerror=alert(1)>"
+    rows = [{"step": 1, "epoch": 0, "phase": bad, "train/loss": 1.0, f"train/loss/{bad}": 1.0}]
+    folder = write_run(rows=rows, events=[event(bad, 1, message=bad)])
+    (folder / "environment.json").write_text(json.dumps({bad: bad}))
+    (folder / "evaluation").mkdir()
+    (folder / "evaluation" / "measures.json").write_text(json.dumps({"datasets": {bad: {"iou": 0.5}}}))
+    page = page_of(folder)
+    assert "<img src=x" not in page
+    assert "<" not in page.partition('id="figures">')[2].partition("</script>")[0]
+    # Plotly reads some HTML in names: they are escaped once more for it.
+    assert figures_of(page)["terms"]["data"][0]["name"].startswith("&lt;/script&gt;")
+
+
+@pytest.mark.parametrize(("dataset", "is_known"), [("COD10K", True), ("habitats", False)])
+def test_published_numbers_stand_beside_those_of_known_sets(write_run, dataset, is_known):
+    folder = write_run()
+    (folder / "evaluation").mkdir()
+    summary = {"count": 20, "s_measure": 0.81234, "mae": 0.04, "intervals": {"s_measure": [0.8, 0.83]}}
+    (folder / "evaluation" / "measures.json").write_text(json.dumps({"datasets": {dataset: summary}}))
+    page = page_of(folder)
+    assert "0.812  [0.800, 0.830]" in page
+    assert ("SINet-V2" in page) == is_known
+    assert ("Protocols differ" in page) == is_known
+    assert ("means over 2026 images, those of the runs over 20" in page) == is_known
+    assert ("Nothing is published on these images" in page) != is_known
+
+
+def test_several_runs_have_a_colour_each_and_a_table_of_what_differs(write_run):
+    rows = [{"step": 1, "epoch": 0, "phase": "full", "train/loss/structure": 1.0, "train/loss/boundary": 2.0}]
+    first = write_run("experiment.name=first", rows=rows, name="a", exit_code=0)
+    second = write_run("experiment.name=second", "optimizer.lr=5e-4", "phases.full.lr=1e-4", rows=rows, name="b")
+    page = page_of(first, second)
+    figures = figures_of(page)
+    assert [line["name"] for line in figures["terms_0"]["data"]] == ["first", "second"]
+    assert len({line["line"]["color"] for line in figures["terms_0"]["data"]}) == 2
+    assert len({line["line"]["dash"] for line in figures["terms_0"]["data"]}) == 2
+    assert figures["terms_1"]["data"][0]["y"] == [2.0]
+    table = page.partition("What differs in the experiments")[2].partition("</tbody>")[0].partition("<tbody>")[2]
+    words = re.sub(r"<[^>]+>", " ", table).split()
+    assert words == ["optimizer.lr", "0.001", "0.0005", "phases.full.lr", "–", "0.0001"]
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(write_run):
+    folders = [write_run(name=name) for name in ("a", "b")]
+    page = page_of(*folders)
+    assert all(f"{folder}</h3>" in page for folder in folders)
+
+
+def test_a_few_peaks_are_drawn_on_a_logarithmic_axis(write_run):
+    rows = [{"step": n, "epoch": 0, "phase": "full", "train/loss": 1e5 if n == 40 else 1.0} for n in range(1, 80)]
+    assert figures_of(page_of(write_run(rows=rows)))["loss"]["layout"]["yaxis"]["type"] == "log"
+
+
+def _script(page):
+    """Plotly's own text names addresses that it does not ask for here."""
+    return max(re.findall(r"<script>(.*?)</script>", page, re.DOTALL), key=len)
