@@ -127,14 +127,14 @@ class Trainer:
         if settings.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
             torch.use_deterministic_algorithms(True, warn_only=True)
-        self.train_source, self.held_out = open_data(experiment, accelerator, self.console.notice)
+        self.train_source, self.held_out = open_data(experiment, accelerator, self.console)
         self.network = together(lambda: build_network(experiment, accelerator.device))
         self.training_step = build_training_step(experiment, accelerator, self.network)
         self.optimizer, self.average = self.training_step.optimizer, self.training_step.average
         self.routing = RoutingWatch(self.network)
         self.watchdog = build_watchdog(experiment, accelerator, self.folder, self.reporter, lambda: self.at)
         self.validator = build_validator(
-            experiment, self.training_step, self.held_out, self.watchdog.beat, self.requests.interrupt
+            experiment, self.training_step, self.held_out, self.watchdog.beat, self.requests.interrupt, self.console
         )
         self.saver = build_saver(experiment, self.training_step, self.folder, self.reporter)
         parts: dict[str, Stateful] = {"best": self.saver, "schedule": self.plateau, "routing": self.routing}
@@ -371,7 +371,7 @@ class Trainer:
             raw = self.validator.score(self.network)
             scores = {"val": raw.summary}
             if self.average is not None:
-                scores["val_ema"] = self.validator.score(self.average.model, routing=False).summary
+                scores["val_ema"] = self.validator.score(self.average.model, routing=False, name="EMA").summary
         except CheckpointError as error:  # the weights, or what fp16 makes of them, are not finite
             self._heed([Finding("validation", str(error), "roll_back", sound_until=self.at.step - 1)])
             raise AssertionError("a rollback or the end") from error

@@ -1,0 +1,77 @@
+"""Where text goes: a terminal, a log or a pipe, whose encoding may lack characters and whose reader may leave."""
+
+import codecs
+import errno
+import os
+from typing import IO, Any
+
+from rich.console import Console as RichConsole
+
+# What messages are written with beyond ASCII.
+_SPELLED = {
+    "…": "...", "→": "->", "≥": ">=", "≤": "<=", "±": "+-", "×": "x", "²": "^2", "–": "-", "—": "-", "−": "-",
+    "“": '"', "”": '"', "’": "'", "·": ".",
+}  # fmt: skip
+_SPELL = "camox.spell"
+
+
+def _spell(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lacking = error.object[error.start : error.end]
+    spelled = (_SPELLED.get(one) or one.encode("ascii", "backslashreplace").decode() for one in lacking)
+    return "".join(spelled), error.end
+
+
+codecs.register_error(_SPELL, _spell)
+
+
+def spell_out(stream: Any) -> None:
+    """Let a stream write what its encoding lacks in other characters, where it would end the process over it.
+
+    A "≥" in ASCII becomes ">=", a name that is no text, or in another script, is escaped. Streams without an encoding,
+    or with an answer of their own, stay as they are; not so standard error, whose "\\u2265" tells a person little.
+    """
+    if getattr(stream, "errors", None) in ("strict", "surrogateescape", "backslashreplace"):
+        stream.reconfigure(errors=_SPELL)
+
+
+def is_live(out: RichConsole, forced: bool) -> bool:
+    """Whether lines can be drawn anew where `out` writes: a terminal that can move its cursor, with a person before it.
+
+    Colour can be had without: FORCE_COLOR paints a log, where a moving line would be a thousand.
+
+    Args:
+        forced: whoever made `out` said that it is a terminal.
+    """
+    if not out.is_interactive:  # no terminal, or TERM=dumb
+        return False
+    return forced or (out.file.isatty() and os.environ.get("CI", "").lower() in ("", "0", "false"))
+
+
+class Steadfast(RichConsole):
+    """Goes on in silence where nobody reads any more, as after `| head` or in a closed terminal: a run must not end for
+    that."""
+
+    def __init__(self, file: IO[str] | None = None, stderr: bool = False, **settings: Any):
+        super().__init__(file=file, stderr=stderr, markup=False, emoji=False, highlight=False, **settings)
+        spell_out(self.file)
+
+    def _check_buffer(self) -> None:
+        try:
+            super()._check_buffer()
+        except OSError as error:
+            if error.errno != errno.EIO:  # what a terminal that was closed answers; pipes come by themselves
+                raise
+            self.on_broken_pipe()
+
+    def on_broken_pipe(self) -> None:
+        """Be quiet from now on."""
+        self.quiet = True
+        # Or the interpreter fails at its end, when it writes out what is left; and so does whoever writes to the other
+        # of the two streams, where both go to the same place.
+        gone = self.file.fileno()
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in {gone, *(number for number in (1, 2) if os.path.sameopenfile(number, gone))}:
+            os.dup2(nowhere, stream)
+        os.close(nowhere)
