@@ -16,7 +16,7 @@ import typer
 import camox
 from camox.errors import CamoxError, ExperimentError
 from camox.tracking.console import Console
-from camox.tracking.terminal import spell_out
+from camox.tracking.encoding import spell_out
 
 Weights = Literal["auto", "raw", "ema"]
 ProtocolName = Literal["camox", "pysod"]

@@ -24,8 +24,8 @@ class Progress:
 class ProgressBar(Progress):
     """Draws a bar on stderr once reading has taken half a second, and removes it at the end of its block.
 
-    Where stderr is no terminal that can draw anew, it writes a line when a tenth more has been read, but not before half
-    a minute. rich, which draws the bar, takes 0.04 s to import: only who waits pays that.
+    Where stderr is no terminal that can draw anew, it writes a line when a tenth more has been read, but not before
+    half a minute. rich, which draws the bar, takes 0.04 s to import: only who waits pays that.
     """
 
     PATIENCE = 0.5

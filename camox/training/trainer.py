@@ -23,7 +23,7 @@ from camox.stability.recovery import RollBack, remedy
 from camox.tracking.console import TrainingProgress
 from camox.tracking.events import Severity
 from camox.training.adjusting import apply_adjustments
-from camox.training.announcement import announce, say_done
+from camox.training.announcement import announce
 from camox.training.building import (
     build_network,
     build_recovery,
@@ -57,6 +57,7 @@ from camox.training.schedule import Plateau, warmup_factor
 from camox.training.sharing import require_shared
 from camox.training.step import Controls
 from camox.training.stream_batches import Batches
+from camox.training.summary import summarise
 from camox.training.telemetry import Clock, Scores, reference_scales, score_values
 from camox.training.watching import Watch
 
@@ -444,16 +445,14 @@ class Trainer:
     # ---- the end
 
     def _finish(self) -> None:
-        """Scores the best checkpoint on the test sources, where there are any, and says where everything is."""
-        if not self.accelerator.is_main_process:
-            return
+        """Scores the best checkpoint on the test sources, where there are any."""
         run, data = self.folder.path, self.experiment.data
-        if data.test:
-            try:
-                evaluate(run, batch_size=data.batch_size, workers=data.workers, device=self.accelerator.device)
-            except DataError as error:  # training is done and safe
-                self._event("evaluation", f"the test data could not be scored: {error}")
-        say_done(self.console, run, self.experiment, self.saver.best)
+        if not (data.test and self.accelerator.is_main_process):
+            return
+        try:
+            evaluate(run, batch_size=data.batch_size, workers=data.workers, device=self.accelerator.device)
+        except DataError as error:  # training is done and safe
+            self._event("evaluation", f"the test data could not be scored: {error}")
 
     def _close(self, error: BaseException | None) -> None:
         code, reason = outcome(error, self.accelerator.process_index)
@@ -472,6 +471,8 @@ class Trainer:
                 self.folder.close(code, reason)
             except OSError as failure:
                 self.console.warning(f"exit.json could not be written: {failure}")
+        if code == 0 or hasattr(self, "shell"):  # else nothing was trained
+            summarise(self.console, self.experiment, self.at, self.saver.best, code)
 
     def _stop(self, kind: str, reason: str) -> TrainingStopped:
         """Logs why a guard ends the run, and where to go on from."""
