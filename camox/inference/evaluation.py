@@ -105,7 +105,7 @@ class Scoring:
         pin_memory = loaded.device.type == "cuda"
         loader = eval_loader(dataset, range(len(dataset)), self.batch_size, self.workers, pin_memory)
         evaluator = Evaluator(self.protocol, measures)
-        with self.console.counting(f"scoring {name}", len(dataset)) as done:
+        with self.console.counting(name, len(dataset)) as done:
             evaluate_model(loaded.model, loader, evaluator, loaded.device, observe=observe, done=done)
         apart = [name for name in dataset.source.names if is_non_camouflaged(name)]
         return set_apart(evaluator, apart) if apart else evaluator
@@ -118,11 +118,11 @@ class Scoring:
             shares.update(zip(batch.indices.tolist(), (float(truth.mean()) for truth in batch.truths), strict=True))
 
         dataset = EvalSet(data.source, loaded.image_size)
-        return summarise(self.score(loaded, dataset, data.name, observe), shares)
+        return summarise(self.score(loaded, dataset, f"scoring {data.name}", observe), shares)
 
     def robustness(self, loaded: LoadedModel, data: ScoredData) -> dict[str, Any]:
         """Score a dataset without corruption and with each; see `measure_robustness`."""
-        with self.console.counting(f"{data.name} made worse", PASSES, "passes") as done:
+        with self.console.counting(f"corrupting {data.name}", PASSES, "passes") as done:
 
             def score(dataset: EvalSet, name: str, measures: Sequence[str]) -> Evaluator:
                 scored = self.score(loaded, dataset, name, measures=measures)

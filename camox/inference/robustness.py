@@ -34,7 +34,7 @@ def measure_robustness(score: Callable[[EvalSet, str, Sequence[str]], Evaluator]
         "mean", "drop"}`: means over severities and, at the end, over kinds too; drops relative to "clean", None where
         that is 0.
     """
-    without = _values(score(clean, "as it is", ROBUSTNESS_MEASURES))
+    without = _values(score(clean, "uncorrupted", ROBUSTNESS_MEASURES))
     kinds: dict[str, Any] = {}
     for kind in CORRUPTIONS:
         severities = {}

@@ -203,7 +203,9 @@ class Console:
 
     def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         """Print a table; the first column is aligned left, the others right. In a log it is as wide as it has to be."""
-        table = Table(title=Text(title) if title else None, box=SIMPLE_HEAD, title_justify="left")
+        if title:
+            self._out.print(Text(title, style="bold"), soft_wrap=True)
+        table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim")
         for position, column in enumerate(columns):
             table.add_column(Text(column), justify="right" if position else "left", overflow="fold")
         for row in rows:
@@ -212,6 +214,7 @@ class Console:
             self._out.print(table)
         else:
             self._plain(table)
+        self._out.print()
 
     # ---- how lines are laid out
 

@@ -75,6 +75,8 @@ class Count:
         self._lock = threading.Lock()
         self._started = self._told = time.monotonic()
         self._tell_from = -(-total // 10)
+        if self._line is not None:
+            self._line.say([f"0/{total}"])
 
     def __call__(self, number: int = 1) -> None:
         """So many more are done. May be called from several threads."""
