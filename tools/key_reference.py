@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import tomli
-from pages import fill_block
 
 from camox.errors import CamoxError, ExperimentError
 from camox.experiment import Experiment, json_schema
+from pages import fill_block
 
 BLOCK = "keys"
 _LISTED = 6

@@ -55,7 +55,7 @@ def diagnose(
     subject = build_subject(experiment)
     _introduce(subject, console)
     findings = []
-    with console.counting("checks", 8 if lr_range else 7, "checks") as done:
+    with console.counting("checks", 8 if lr_range else 7, unit=None) as done:
         for finding in _checks(subject, console, card, processes, lr_range, plot):
             problems = [(problem.message, problem.remedy) for problem in finding.problems]
             console.verdict(finding.status, finding.check, finding.summary, problems, finding.notes)

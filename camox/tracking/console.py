@@ -12,7 +12,6 @@ from typing import IO, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.columns import Columns
-from rich.console import RenderableType
 from rich.measure import Measurement
 from rich.progress import Progress
 from rich.table import Table
@@ -28,6 +27,8 @@ from camox.tracking.wording import short
 _VERDICTS = {"pass": "green", "warn": "bold yellow", "fail": "bold red", "problem": "bold red", "note": "cyan"}
 _LEAST_WRAPPED = 20
 """Columns below which lines are left to the terminal to break."""
+
+_WIDEST = 10_000
 
 
 class InOnePiece(str):
@@ -75,11 +76,16 @@ class Console:
             yield TrainingProgress(self._out, lines, total_steps, total_epochs)
 
     @contextmanager
-    def counting(self, what: str, total: int, unit: str = "images") -> Iterator[Count]:
+    def counting(self, what: str, total: int, unit: str | None = "images") -> Iterator[Count]:
         """Count up to `total` while the block runs, which calls what it is given after each, or with how many more.
 
         On a terminal a live line, below those that are there already. In a log a line whenever a tenth more is done,
         but not before half a minute: of short work it says nothing.
+
+        Args:
+            what: What goes on, in a few words.
+            total: How many there are.
+            unit: What is counted, for the pace; None where one takes much longer than another, so that it says nothing.
         """
         with self._live_lines() as lines:
             count = Count(self._out, lines, what, total, unit)
@@ -243,13 +249,12 @@ class Console:
         for number, line in enumerate(lines):
             on.print(Text.assemble(indent if number else label, (line, style)), soft_wrap=True)
 
-    def _plain(self, table: RenderableType) -> None:
-        width = max(
-            self._out.width, Measurement.get(self._out, self._out.options.update(max_width=10_000), table).maximum
-        )
-        with self._out.capture() as captured:
-            self._out.print(table, width=width, crop=False, no_wrap=True)
-        self._out.print(Text("\n".join(line.rstrip() for line in captured.get().splitlines())), soft_wrap=True)
+    def _plain(self, table: Table) -> None:
+        options = self._out.options.update(max_width=_WIDEST)
+        width = max(self._out.width, Measurement.get(self._out, options, table).maximum)
+        lines = self._out.render_lines(table, options.update_width(width), pad=False)
+        text = "\n".join("".join(segment.text for segment in line).rstrip() for line in lines)
+        self._out.print(Text(text), soft_wrap=True)
 
     def _loud(self, prefix: str, style: str, text: str) -> None:
         # While live lines are shown, printing to the same terminal by another way would tear them.

@@ -65,7 +65,7 @@ class Line:
 class Count:
     """Counts what is done of something; called with how many more are. Made by `Console.counting`."""
 
-    def __init__(self, out: RichConsole, lines: Progress | None, name: str, total: int, unit: str):
+    def __init__(self, out: RichConsole, lines: Progress | None, name: str, total: int, unit: str | None):
         self._out = out
         self._line = None if lines is None else Line(lines, shortened(name, max(_NAME_WIDTH, out.width // 3)), total)
         self._name = name
@@ -100,7 +100,7 @@ class Count:
 
     def _pace(self, now: float) -> list[str]:
         seconds = now - self._started
-        if not self._done or seconds <= 0:
+        if self._unit is None or not self._done or seconds <= 0:
             return []
         left = (self._total - self._done) * seconds / self._done
         return [f"ETA {duration(left)}", rate(self._done / seconds, self._unit)]
@@ -129,7 +129,7 @@ class TrainingProgress:
             steps: Optimizer steps in this epoch.
             completed: Those already taken, when a run resumes in mid-epoch.
         """
-        self._phase = f"{shortened(phase)} {epoch}/{self._total_epochs}"
+        self._phase = f"{shortened(phase, min(_NAME_WIDTH, self._out.width // 4))} {epoch}/{self._total_epochs}"
         if self._line is not None:
             self._line.restart(self._phase, steps, completed)
             self._line.say(self._parts())
@@ -174,6 +174,6 @@ class TrainingProgress:
         return parts
 
 
-def shortened(name: str, width: int = _NAME_WIDTH) -> str:
+def shortened(name: str, width: int) -> str:
     """A name of at most `width` characters."""
-    return name if len(name) <= width else name[: width - 1] + "…"
+    return name if len(name) <= width else name[: max(0, width - 1)] + "…"

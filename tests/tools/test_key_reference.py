@@ -5,10 +5,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from key_reference import BLOCK, main, read_recipes, reference
-from pages import read_block
 
 from camox.experiment import json_schema
+from key_reference import BLOCK, main, read_recipes, reference
+from pages import read_block
 
 ROOT = Path(__file__).parents[2]
 PAGE, RECIPES = ROOT / "docs" / "recipes.md", ROOT / "experiments"
@@ -26,7 +26,9 @@ def test_every_key_has_its_line_with_type_and_default():
             if "$ref" in value or "$ref" in value.get("items", {}):
                 assert re.search(rf"^### `\[+[a-z.]*{key}\]+`$", page, re.MULTILINE), key
             else:
-                assert re.search(rf"^\* \*\*`{key}`\*\*: .+; (default `.*`|unset|\*\*required\*\*)\.", page, re.MULTILINE), key
+                assert re.search(
+                    rf"^\* \*\*`{key}`\*\*: .+; (default `.*`|unset|\*\*required\*\*)\.", page, re.MULTILINE
+                ), key
 
 
 def test_values_are_told_with_the_recipes_and_phases_that_set_them():
