@@ -18,6 +18,9 @@ def keys_without_effect(experiment: "Experiment") -> Iterator[str]:
     yield from _of_schedule(experiment.schedule)
     yield from _of_scored_sources(experiment.data)
     yield from _of_loading(experiment)
+    tracking = experiment.tracking
+    if tracking.wandb == "disabled" and tracking.artifacts != "none":
+        yield 'tracking.artifacts has no effect with tracking.wandb = "disabled": remove it or choose another mode'
     moe = experiment.model.moe
     rules = [rule for rule in (*_rules_of_mode(moe), *_rules_of_balance(moe)) if rule.applies]
     for key in (*_keys_set(moe, "model.moe"), *_keys_set(experiment.optimizer, "optimizer")):

@@ -346,3 +346,11 @@ class Tracking(Table):
 
     entity: str | None = Field(default=None, min_length=1)
     """User or team in Weights & Biases; by default the user's own."""
+
+    artifacts: Literal["none", "best", "all"] = "none"
+    """Checkpoints that Weights & Biases keeps as artifacts: none, those that are the best so far, or all. Training
+    waits while they are copied."""
+
+    tensorboard: bool = False
+    """Write the same numbers for TensorBoard too, to the run's `tensorboard` folder. Needs `pip install
+    'camox[tensorboard]'`."""

@@ -8,7 +8,9 @@ from camox.errors import TrainingStopped
 from camox.experiment import Experiment, ResolvedPhase
 from camox.tracking.console import Console
 from camox.tracking.events import EventLog, Severity
-from camox.tracking.trackers import JsonlTracker, Trackers, WandbTracker
+from camox.tracking.tensorboard_tracker import TensorBoardTracker
+from camox.tracking.trackers import JsonlTracker, Picture, Tracker, Trackers
+from camox.tracking.wandb_tracker import WandbTracker
 from camox.training.phases import phase_of
 from camox.training.run_state import Position
 from camox.training.saving import Saved
@@ -28,18 +30,29 @@ class Reporter:
         self.console = Console(active=active)
         self._events: EventLog | None = None
         self._trackers = Trackers([])
+        self._artifacts = "none"
         self._is_refused = False
 
     def open(self, experiment: Experiment, at: Position) -> None:
-        """Opens the files of the run's folder, and Weights & Biases if it is wanted, for a run that goes on from `at`.
+        """Opens the files of the run's folder, and Weights & Biases and TensorBoard if they are wanted, for a run that
+        goes on from `at`.
 
         Raises:
-            ExperimentError: Weights & Biases is asked for and cannot be had.
+            ExperimentError: one of them is asked for and cannot be had.
         """
         if not self.active:
             return
         settings, folder = experiment.tracking, experiment.run_folder
         self._events = EventLog(folder / "events.jsonl")
+        resume_step = at.step or None
+
+        def warn(text: str) -> None:
+            self.event("tracking", text, at)
+
+        trackers: list[Tracker] = [JsonlTracker(folder / "metrics.jsonl", resume_step=at.step)]
+        if settings.tensorboard:
+            text = {"experiment": _indented(experiment.to_toml())}
+            trackers.append(TensorBoardTracker(folder, text, resume_step, warn))
         wandb = WandbTracker(
             settings.wandb,
             settings.project,
@@ -50,9 +63,9 @@ class Reporter:
             experiment.experiment.notes,
             experiment.experiment.tags,
             resume=at.step > 0,
-            warn=lambda text: self.event("tracking", text, at),
+            warn=warn,
         )
-        self._trackers = Trackers([JsonlTracker(folder / "metrics.jsonl", resume_step=at.step), wandb])
+        self._trackers, self._artifacts = Trackers([*trackers, wandb]), settings.artifacts
 
     def event(
         self,
@@ -67,6 +80,8 @@ class Reporter:
             return
         with self._once_refused():
             self._events.append(kind, message, step=at.step, epoch=at.epoch, severity=severity, details=details)
+        if severity != "info" and kind != "tracking":  # what a tracker says of itself it cannot send
+            self._trackers.alert(kind, message, severity, step=at.step)
         if severity == "warning":
             self.console.warning(message)
 
@@ -74,6 +89,15 @@ class Reporter:
         """Hands the numbers of a step to the trackers."""
         with self._once_refused():
             self._trackers.log(values, step=step, epoch=epoch, phase=phase)
+
+    @property
+    def takes_pictures(self) -> bool:
+        """Whether `show` does anything."""
+        return self._trackers.takes_pictures
+
+    def show(self, pictures: Mapping[str, Picture], step: int, epoch: int, phase: str) -> None:
+        """Hands pictures of a step to the trackers."""
+        self._trackers.show(pictures, step=step, epoch=epoch, phase=phase)
 
     @contextmanager
     def _once_refused(self) -> Iterator[None]:
@@ -91,6 +115,9 @@ class Reporter:
         self.console.checkpoint(saved.path, seconds=saved.seconds, note=saved.note)
         values = {"checkpoint/seconds": saved.seconds, "checkpoint/blocked_seconds": saved.blocked}
         self.log(values, at.step, epoch, phase_of(epoch, self.phases).name)
+        if self._artifacts == "all" or (self._artifacts == "best" and saved.is_best):
+            aliases = ["latest", saved.path.name, *(["best"] if saved.is_best else [])]
+            self._trackers.keep(saved.path, saved.measures, aliases)
 
     def close(self) -> None:
         """Closes files and trackers; what is said later is lost."""
@@ -98,3 +125,8 @@ class Reporter:
             self._events.close()
             self._events = None
         self._trackers.finish()
+
+
+def _indented(text: str) -> str:
+    """As Markdown shows code."""
+    return "".join(f"    {line}" for line in text.splitlines(keepends=True))

@@ -26,6 +26,9 @@ class Saved(NamedTuple):
     blocked: float
     """Seconds of these for which training stood still."""
     note: str
+    is_best: bool
+    """Whether no checkpoint before it was as good."""
+    measures: Mapping[str, float]
 
 
 class Saver:
@@ -145,7 +148,7 @@ class Saver:
             keep = self.settings
             retain(self.run, keep.keep_last, keep.keep_best, keep.monitor, keep.keep_every)
             seconds = time.perf_counter() - started
-            return Saved(path, position, seconds, blocked if keep.asynchronous else seconds, note)
+            return Saved(path, position, seconds, blocked if keep.asynchronous else seconds, note, is_best, measures)
 
         self._writer.save(tensors, write)
         blocked = time.perf_counter() - started

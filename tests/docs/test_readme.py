@@ -2,24 +2,42 @@
 
 import json
 import re
-import shlex
-from pathlib import Path
 
 import pytest
+import tomli
 
-from camox.cli import main
-from camox.experiment import Experiment
+from camox.experiment import Experiment, json_schema
+from tests.docs.commands import PAGES, ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 README = (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+    for target, _, place in re.findall(r"\]\(([^)#]*)(#([^)]+))?\)", page.read_text()):
         if "://" not in target:
-            assert (page.parent / target).exists(), target
+            linked = page.parent / target if target else page
+            assert linked.exists(), target
+            assert not place or place in _anchors(linked), f"{target}#{place}"
+
+
+def _anchors(page):
+    """What headings can be linked by: in small letters, hyphens for spaces, without other signs."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_its_toml_is_known(page, monkeypatch):
+    """Whole experiments load; of parts of one every key exists."""
+    monkeypatch.chdir(ROOT)
+    properties = json_schema()
+    for block in re.findall(r"^```toml\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+        for table, keys in tomli.loads(block).items():
+            if table in ("extends", "phases"):
+                continue
+            known = properties["$defs"][properties["properties"][table]["$ref"].rpartition("/")[2]]["properties"]
+            assert keys.keys() <= known.keys(), block
 
 
 def test_the_experiment_in_the_readme_loads(monkeypatch):
@@ -32,25 +50,6 @@ def test_the_experiment_in_the_readme_loads(monkeypatch):
     finally:
         file.unlink()
     assert experiment.experiment.name == "mine"
-
-
-COMMANDS = re.findall(r"^    (camox [^#\n]+)", README, re.MULTILINE)
-
-
-@pytest.mark.parametrize("command", sorted({shlex.split(command)[1] for command in COMMANDS}))
-def test_its_verbs_exist(command, capsys):
-    assert main([command, "--help"]) == 0
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_its_options_exist(command, capsys):
-    verb, *rest = shlex.split(command)[1:]
-    verbs = [verb, rest.pop(0)] if verb == "data" else [verb]
-    options = [word for word in rest[: rest.index("--")] if word.startswith("--")] if "--" in rest else rest
-    main([*verbs, "--help"])
-    text = capsys.readouterr().out
-    for option in (word for word in options if word.startswith("--")):
-        assert option in text, option
 
 
 def test_the_table_of_scores_is_that_of_the_results():
