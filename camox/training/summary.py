@@ -43,7 +43,7 @@ def summarise(console: Console, experiment: Experiment, at: Position, best: Reco
         return
     run = experiment.run_folder
     events, rows = read_records(run / "events.jsonl"), read_records(run / "metrics.jsonl")
-    went = [("trained", f"{at.epoch} of {counted(experiment.epochs, 'epoch')}, {counted(at.step, 'step')}")]
+    went: Rows = [("trained", f"{at.epoch} of {counted(experiment.epochs, 'epoch')}, {counted(at.step, 'step')}")]
     went += _how_long(events)
     if best:
         went += _best(experiment, best, rows)
