@@ -16,6 +16,7 @@ import typer
 import camox
 from camox.errors import CamoxError, ExperimentError
 from camox.tracking.console import Console
+from camox.tracking.encoding import spell_out
 
 Weights = Literal["auto", "raw", "ema"]
 ProtocolName = Literal["camox", "pysod"]
@@ -48,6 +49,10 @@ _Protocol = Annotated[ProtocolName, typer.Option(help="How maps become scores; p
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with `arguments` (default: those of the process) and give its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        spell_out(stream)
+    # A notebook hands its own way to draw down to commands, whose environment may not have it; matplotlib then fails.
+    os.environ["MPLBACKEND"] = "Agg"
     given = list(sys.argv[1:] if arguments is None else arguments)
     # Cut off before parsing: afterwards the launcher's options could not be told from overrides.
     cut = given.index("--") if given[:1] == ["train"] and "--" in given else len(given)

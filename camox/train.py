@@ -23,6 +23,7 @@ if os.environ.get("OMP_NUM_THREADS", "1") == "1" and "CAMOX_EXPECTED_PROCESSES" 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+os.environ["MPLBACKEND"] = "Agg"  # a notebook hands down its own, which this environment may not have
 
 from camox.experiment import Experiment
 from camox.training.launching.ending import to_the_end

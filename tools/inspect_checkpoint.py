@@ -6,6 +6,9 @@ python tools/inspect_checkpoint.py runs/sparse_moe_416 --last-clean
 import sys
 
 from camox.checkpoints.inspection import main
+from camox.tracking.encoding import spell_out
 
 if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        spell_out(stream)
     sys.exit(main())

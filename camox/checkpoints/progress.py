@@ -1,5 +1,6 @@
-"""How far a long look at files is: a bar on a terminal, nothing anywhere else."""
+"""How far a long look at files is: a bar on a terminal, a line now and then in a log."""
 
+import os
 import sys
 import threading
 import time
@@ -23,17 +24,22 @@ class Progress:
 class ProgressBar(Progress):
     """Draws a bar on stderr once reading has taken half a second, and removes it at the end of its block.
 
-    Only where stderr is a terminal. rich, which draws it, takes 0.04 s to import: only who waits pays that.
+    Where stderr is no terminal that can draw anew, it writes a line when a tenth more has been read, but not before
+    half a minute. rich, which draws the bar, takes 0.04 s to import: only who waits pays that.
     """
 
     PATIENCE = 0.5
     """Seconds before it shows."""
     PERIOD = 0.1
     """Seconds between two changes: there are thousands of pieces in a second."""
+    LOG_SECONDS = 30.0
+    """Least time between two lines where there is no bar."""
 
     def __init__(self) -> None:
-        self._is_wanted = sys.stderr.isatty()
-        self._due = time.monotonic() + self.PATIENCE
+        self._is_drawn = _can_draw()
+        self._started = time.monotonic()
+        self._due = self._started + (self.PATIENCE if self._is_drawn else self.LOG_SECONDS)
+        self._told = 0
         self._total = 0
         self._read = 0
         self._lock = threading.Lock()
@@ -45,16 +51,29 @@ class ProgressBar(Progress):
 
     def advance(self, size: int) -> None:
         """`size` bytes more have been read. May be called from several threads."""
-        if not self._is_wanted:
-            return
         with self._lock:
             self._read += size
             if time.monotonic() < self._due:
                 return
+            # A file that grows meanwhile is no reason to show more than all.
+            read = min(self._read, self._total)
+            if not self._is_drawn:
+                self._log(read)
+                return
             self._due = time.monotonic() + self.PERIOD
             self._bar = self._bar or _drawn_bar()
-            # A file that grows meanwhile is no reason to show more than all.
-            self._bar.update(self._bar.task_ids[0], total=self._total, completed=min(self._read, self._total))
+            self._bar.update(self._bar.task_ids[0], total=self._total, completed=read, status=self._status(read))
+
+    def _log(self, read: int) -> None:
+        if (read - self._told) * 10 < self._total:
+            return
+        self._due, self._told = time.monotonic() + self.LOG_SECONDS, read
+        sys.stderr.write(f"reading: {self._status(read)}\n")
+        sys.stderr.flush()
+
+    def _status(self, read: int) -> str:
+        left = round((self._total - read) * (time.monotonic() - self._started) / max(read, 1))
+        return f"{read / 1e9:.2f}/{self._total / 1e9:.2f} GB  ETA {left // 60}:{left % 60:02}"
 
     def __enter__(self) -> Self:
         return self
@@ -68,11 +87,18 @@ class ProgressBar(Progress):
 
 def _drawn_bar() -> "RichProgress":
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as RichProgress
 
-    columns = (TextColumn("reading"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    bar = RichProgress(*columns, console=Console(stderr=True), transient=True)
-    bar.add_task("reading")
+    # Looks like the bars of tracking/progress.py, which is not for this package to import.
+    columns = (TextColumn("reading"), BarColumn(bar_width=None), TextColumn("{task.fields[status]}"))
+    bar = RichProgress(*columns, console=Console(stderr=True), transient=True, expand=True, refresh_per_second=4)
+    bar.add_task("reading", status="")
     bar.start()
     return bar
+
+
+def _can_draw() -> bool:
+    """Whether standard error is a terminal that can move its cursor, with a person before it."""
+    dumb, machine = os.environ.get("TERM", "").lower() in ("dumb", "unknown"), os.environ.get("CI", "").lower()
+    return sys.stderr.isatty() and not dumb and machine in ("", "0", "false")

@@ -7,7 +7,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ DECODING = 1
 """Raised by whoever changes what decoding, resizing or a generator makes of the same data: caches are made anew."""
 GIB = 2**30
 Tell = Callable[[str], None]
+Counting = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
+"""Given what is counted and up to which number, shows it while a block runs, which calls what it gets after each."""
 
 
 class CachedSource:
@@ -54,7 +56,19 @@ class CachedSource:
         return None if file is None else file[self._rows[index]]
 
 
-def cached(source: Source, sizes: Sequence[int], folder: Path, gib: float, workers: int, tell: Tell) -> CachedSource:
+def _uncounted(what: str, total: int) -> AbstractContextManager[Callable[[], None]]:
+    return nullcontext(lambda: None)
+
+
+def cached(
+    source: Source,
+    sizes: Sequence[int],
+    folder: Path,
+    gib: float,
+    workers: int,
+    tell: Tell,
+    counting: Counting = _uncounted,
+) -> CachedSource:
     """The source with its samples at each of `sizes`, in pixels, from files in `folder`.
 
     What is missing there, damaged, or of data that have changed since, is made first, by so many workers. Of a part of
@@ -65,6 +79,7 @@ def cached(source: Source, sizes: Sequence[int], folder: Path, gib: float, worke
         gib: the most that all caches in the folder may take. Those that were not used for longest are removed for new
             ones, unless they are in use.
         tell: is called with what a person should know while it takes time.
+        counting: shows how many samples are done.
 
     Raises:
         DataError: it is too large for the limit or the disk, the folder cannot be written, or the source has nothing to
@@ -77,7 +92,7 @@ def cached(source: Source, sizes: Sequence[int], folder: Path, gib: float, worke
         with _alone(folder, tell):
             for remains in folder.glob("*.partial"):
                 remains.unlink()
-            files = [_opened(whole, size, folder, gib, workers, tell) for size in sorted(set(sizes))]
+            files = [_opened(whole, size, folder, gib, workers, tell, counting) for size in sorted(set(sizes))]
     except OSError as error:
         raise DataError(
             f"{folder}: the cache cannot be written ({error.strerror or error}): free some of the disk, or give "
@@ -116,7 +131,9 @@ def _alone(folder: Path, tell: Tell) -> Iterator[None]:
         yield
 
 
-def _opened(whole: Samples, size: int, folder: Path, gib: float, workers: int, tell: Tell) -> CacheFile:
+def _opened(
+    whole: Samples, size: int, folder: Path, gib: float, workers: int, tell: Tell, counting: Counting
+) -> CacheFile:
     key = _key(whole, size)
     path = folder / f"{size}px_{key[:24]}{SUFFIX}"
     count = len(whole)
@@ -127,7 +144,8 @@ def _opened(whole: Samples, size: int, folder: Path, gib: float, workers: int, t
         needed = file_bytes(size, count)
         tell(f"{count} samples are resized to {size}² once and kept in {folder} ({needed / GIB:.2f} GiB)")
         _make_room(folder, needed, gib)
-        cache_file.write(path, key, size, count, _all_resized(whole, size, workers))
+        with counting(f"caching at {size}²", count) as done:
+            cache_file.write(path, key, size, count, _told(_all_resized(whole, size, workers), done))
     os.utime(path)  # a file system need not note when it was read
     return CacheFile(path, size, count)
 
@@ -211,6 +229,12 @@ def _all_resized(samples: Samples, size: int, workers: int) -> Iterator[Resized 
         worker_init_fn=_prepare_worker,
         generator=torch.Generator().manual_seed(0),  # the global one must not know whether there is a cache
     )
+
+
+def _told(samples: Iterator[Resized | None], done: Callable[[], None]) -> Iterator[Resized | None]:
+    for sample in samples:
+        yield sample
+        done()
 
 
 def _as_it_is(sample: Any) -> Any:

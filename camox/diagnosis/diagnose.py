@@ -10,6 +10,7 @@ from camox.diagnosis.estimates import card_capacity, check_estimates
 from camox.diagnosis.finding import Finding
 from camox.diagnosis.lr_plot import draw_range_test
 from camox.diagnosis.lr_range import STEPS, check_range, run_range_test
+from camox.diagnosis.overfit import STEPS as OVERFIT_STEPS
 from camox.diagnosis.overfit import check_overfit
 from camox.diagnosis.settings import check_average, check_settings
 from camox.diagnosis.subject import Subject, build_subject
@@ -54,10 +55,12 @@ def diagnose(
     subject = build_subject(experiment)
     _introduce(subject, console)
     findings = []
-    for finding in _checks(subject, console, card, processes, lr_range, plot):
-        problems = [(problem.message, problem.remedy) for problem in finding.problems]
-        console.verdict(finding.status, finding.check, finding.summary, problems, finding.notes)
-        findings.append(finding)
+    with console.counting("checks", 8 if lr_range else 7, unit=None) as done:
+        for finding in _checks(subject, console, card, processes, lr_range, plot):
+            problems = [(problem.message, problem.remedy) for problem in finding.problems]
+            console.verdict(finding.status, finding.check, finding.summary, problems, finding.notes)
+            findings.append(finding)
+            done()
     wrong = [finding.check for finding in findings if finding.status != "pass"]
     console.notice(f"\n{len(findings)} checks: " + (f"look at {', '.join(wrong)}" if wrong else "all pass"))
     if report is not None:
@@ -93,13 +96,15 @@ def _checks(
     yield check_losses(subject)
     yield check_gradients(subject)
     started = time.perf_counter()
-    overfit = check_overfit(subject)
+    with console.counting("overfit", OVERFIT_STEPS, "steps") as done:
+        overfit = check_overfit(subject, done)
     seconds_per_step = (time.perf_counter() - started) / len(overfit.values["losses"])
     yield overfit
     if lr_range:
         console.notice(f"lr range: {STEPS} steps on real batches, about {duration(STEPS * seconds_per_step)}")
         path = plot or Path(f"{experiment.experiment.name}_lr_range.png")
-        test = run_range_test(subject)
+        with console.counting("lr range", STEPS, "steps") as done:
+            test = run_range_test(subject, done)
         peaks = {phase.name: phase.lr for phase in experiment.phases_resolved()}
         if test is not None:
             draw_range_test(test, peaks, f"camox diagnose: {experiment.experiment.name}", path)

@@ -1,6 +1,7 @@
 """A learning-rate range test: the rate grows with every step until the loss explodes (Smith, 2017)."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,18 +36,19 @@ class RangeTest:
         return self.steepest if self.diverges is None else min(self.steepest, self.diverges / _SAFE)
 
 
-def run_range_test(subject: Subject) -> RangeTest | None:
+def run_range_test(subject: Subject, done: Callable[[], object] = lambda: None) -> RangeTest | None:
     """Trains a copy of the network on real batches, each step at a higher rate, and throws it away.
 
     Ends early once a loss is not finite or four times the best. The losses are those of batches before their step, so
     each is the effect of the rates before it.
-    None where it ends at once.
+    None where it ends at once. `done` is called after each step.
     """
     trial, batches = subject.trial(), subject.batches(subject.images)
     tried: list[float] = []
     losses: list[float] = []
     for rate in np.geomspace(LOWEST, HIGHEST, STEPS):
         loss = trial.take_step(next(batches), float(rate))
+        done()
         if not math.isfinite(loss) or (losses and loss > 4 * min(losses)):
             break
         tried.append(float(rate))

@@ -1,6 +1,7 @@
 """Twenty steps on one batch: what cannot learn that by heart will not learn anything else."""
 
 import math
+from collections.abc import Callable
 from statistics import mean
 
 from camox.diagnosis.finding import Finding, Problem
@@ -16,16 +17,19 @@ LARGEST_RATIO = 0.9
 32² in a network of width 8, the smallest that the tests train."""
 
 
-def check_overfit(subject: Subject) -> Finding:
+def check_overfit(subject: Subject, done: Callable[[], object] = lambda: None) -> Finding:
     """The run's own step, repeated on one batch; afterwards every trained group of parameters must have moved.
 
     At the experiment's rate, but no less than the main recipe's: that a rate is low is for the check of the settings to
-    say. The network and all it has learned are thrown away.
+    say. The network and all it has learned are thrown away. `done` is called after each step.
     """
     trial, batch = subject.trial(), subject.batch()
     rate = max(subject.phase.lr, REFERENCE_LR)
     before = {name: p.detach().clone() for name, p in trial.network.named_parameters() if p.requires_grad}
-    losses = [trial.take_step(batch, rate) for _ in range(STEPS)]
+    losses = []
+    for _ in range(STEPS):
+        losses.append(trial.take_step(batch, rate))
+        done()
     moved: dict[str, float] = {}
     for name, parameter in trial.network.named_parameters():
         if name in before:

@@ -15,6 +15,8 @@ def json_schema() -> dict[str, Any]:
     for name, table in {**schema["$defs"], "Experiment": schema}.items():
         if not name.endswith(("Source", "Augmentation")):
             table.pop("required", None)
+    for table in (schema, *schema["$defs"].values()):
+        _describe_tables(table["properties"], schema["$defs"])
     extends = {
         "type": "string",
         "title": "Extends",
@@ -22,6 +24,13 @@ def json_schema() -> dict[str, Any]:
     }
     schema["properties"] = {"extends": extends, **schema["properties"]}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **_without_null(schema)}
+
+
+def _describe_tables(keys: dict[str, Any], tables: dict[str, Any]) -> None:
+    """Gives each key that is a table the table's description, where it has none of its own."""
+    for value in keys.values():
+        if "$ref" in value and "description" not in value:
+            value["description"] = tables[value["$ref"].rpartition("/")[2]]["description"]
 
 
 def _without_null(schema: Any) -> Any:

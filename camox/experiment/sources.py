@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from camox.experiment.augmentations import SUGGESTED
 from camox.experiment.table import Table
 
 Habitat = Literal["forest", "desert", "underwater", "rock", "mixture"]
@@ -166,8 +167,9 @@ Source = Annotated[
 class Augmentation(Table, extra="allow"):
     """One albumentations transform; every key but `name` is an argument of its constructor."""
 
-    name: str = Field(min_length=1)
-    """Class name of the transform, such as "HorizontalFlip"."""
+    name: str = Field(min_length=1, json_schema_extra={"anyOf": [{"enum": list(SUGGESTED)}, {"type": "string"}]})
+    """Class name of the transform, such as "HorizontalFlip". Any that takes images, or images and masks; editors offer
+    those that need no argument."""
 
     def specification(self) -> dict[str, Any]:
         """Return name and arguments as one plain dictionary."""

@@ -44,7 +44,7 @@ def evaluate_several(
     if out is None:
         raise DataError("several checkpoints have no run's folder in common that would take the scores: give --out DIR")
     require_folder(Path(out))
-    scoring = Scoring(get_protocol(protocol), batch_size, workers)
+    scoring = Scoring(get_protocol(protocol), batch_size, workers, console)
     models = [load_model(path, weights, image_size, device) for path in paths]
     labels = label_models(models)
     scored = [

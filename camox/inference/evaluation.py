@@ -14,7 +14,7 @@ from camox.errors import DataError
 from camox.inference.loaded_model import LoadedModel, Weights, load_model
 from camox.inference.predictor import Autocast, infer, require_finite
 from camox.inference.results import report
-from camox.inference.robustness import measure_robustness, report_robustness
+from camox.inference.robustness import PASSES, measure_robustness, report_robustness
 from camox.inference.scored_data import ScoredData, default_data, named_data
 from camox.inference.selection import selected_on
 from camox.measures.breakdown import DatasetScores, set_apart, summarise
@@ -39,6 +39,7 @@ def evaluate_model(
     device: torch.device | str,
     autocast: Autocast = nullcontext,
     observe: Callable[[CamoXpertOutput, EvalBatch], None] | None = None,
+    done: Callable[[int], object] = lambda number: None,
 ) -> None:
     """Add every image of `loader` to `evaluator`, by the model in eval mode; its mode is put back afterwards.
 
@@ -51,6 +52,7 @@ def evaluate_model(
         device: where the model is.
         autocast: gives the context of a forward pass, such as `accelerator.autocast`.
         observe: sees the model's output of every batch, for a loss. No gradient is kept.
+        done: is told how many images more were measured.
 
     Raises:
         DataError: an image or a mask cannot be read.
@@ -69,10 +71,12 @@ def evaluate_model(
                 observe(output, batch)
             if maps.is_cuda:
                 evaluator.add_batch(batch.indices.tolist(), batch.names, batch.groups, maps, batch.truths)
+                done(len(batch.names))
                 continue
             images = zip(batch.indices.tolist(), batch.names, batch.groups, batch.truths, strict=True)
             for probability, (index, name, group, truth) in zip(probabilities, images, strict=True):
                 evaluator.add(index, name, group, probability, truth)
+                done(1)
     finally:
         model.train(was_training)
 
@@ -86,19 +90,23 @@ class Scoring:
     """Images that the model sees at once."""
     workers: int
     """Processes that load images."""
+    console: Console
+    """Shows how far it is."""
 
     def score(
         self,
         loaded: LoadedModel,
         dataset: EvalSet,
+        name: str,
         observe: Callable[[CamoXpertOutput, EvalBatch], None] | None = None,
         measures: Sequence[str] = ALL_MEASURES,
     ) -> Evaluator:
-        """Score every image of a dataset. Raises as `evaluate_model`."""
+        """Score every image of a dataset, shown under a name. Raises as `evaluate_model`."""
         pin_memory = loaded.device.type == "cuda"
         loader = eval_loader(dataset, range(len(dataset)), self.batch_size, self.workers, pin_memory)
         evaluator = Evaluator(self.protocol, measures)
-        evaluate_model(loaded.model, loader, evaluator, loaded.device, observe=observe)
+        with self.console.counting(name, len(dataset)) as done:
+            evaluate_model(loaded.model, loader, evaluator, loaded.device, observe=observe, done=done)
         apart = [name for name in dataset.source.names if is_non_camouflaged(name)]
         return set_apart(evaluator, apart) if apart else evaluator
 
@@ -109,15 +117,19 @@ class Scoring:
         def observe(output: CamoXpertOutput, batch: EvalBatch) -> None:
             shares.update(zip(batch.indices.tolist(), (float(truth.mean()) for truth in batch.truths), strict=True))
 
-        return summarise(self.score(loaded, EvalSet(data.source, loaded.image_size), observe), shares)
+        dataset = EvalSet(data.source, loaded.image_size)
+        return summarise(self.score(loaded, dataset, f"scoring {data.name}", observe), shares)
 
-    def robustness(self, loaded: LoadedModel, data: ScoredData, say: Callable[[str], None]) -> dict[str, Any]:
+    def robustness(self, loaded: LoadedModel, data: ScoredData) -> dict[str, Any]:
         """Score a dataset without corruption and with each; see `measure_robustness`."""
+        with self.console.counting(f"corrupting {data.name}", PASSES, "passes") as done:
 
-        def score(dataset: EvalSet, measures: Sequence[str]) -> Evaluator:
-            return self.score(loaded, dataset, measures=measures)
+            def score(dataset: EvalSet, name: str, measures: Sequence[str]) -> Evaluator:
+                scored = self.score(loaded, dataset, name, measures=measures)
+                done()
+                return scored
 
-        return measure_robustness(score, EvalSet(data.source, loaded.image_size), say)
+            return measure_robustness(score, EvalSet(data.source, loaded.image_size))
 
 
 def evaluate(
@@ -160,7 +172,8 @@ def evaluate(
         CheckpointError, ExperimentError: as `load_model`; also where there is no place for the files.
         DataError: no data, data of no known layout, or an image or mask that cannot be read.
     """
-    scoring, console = Scoring(get_protocol(protocol), batch_size, workers), console or Console()
+    console = console or Console()
+    scoring = Scoring(get_protocol(protocol), batch_size, workers, console)
     loaded = load_model(path, weights, image_size, device)
     out = _destination(out, loaded, data)
     scored = named_data(data, loaded.experiment, non_camouflaged) if data else default_data(loaded.experiment)
@@ -182,13 +195,7 @@ def evaluate_corrupted(
     console: Console,
 ) -> None:
     """Score all data with every corruption and report it into `out`."""
-    found = {}
-    for one in scored:
-
-        def say(kind: str, title: str = one.title) -> None:
-            console.notice(f"{title}: {kind}, five severities")
-
-        found[one.title] = scoring.robustness(loaded, one, say)
+    found = {one.title: scoring.robustness(loaded, one) for one in scored}
     report_robustness(found, described, out, console)
 
 

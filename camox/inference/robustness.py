@@ -14,6 +14,8 @@ from camox.measures.rendering import MEASURES, TextTable, latex, markdown
 from camox.measures.tables import cell, protocol_notes, write_json, write_text
 from camox.tracking.console import Console
 
+PASSES = 1 + len(CORRUPTIONS) * len(SEVERITIES)
+"""How often a dataset is scored: once as it is, and once with each corruption at each severity."""
 ROBUSTNESS_MEASURES = ("s_measure", "f_weighted", "e_mean", "mae", "iou")
 _SHOWN = ("s_measure", "f_weighted", "mae")
 _DROP_NOTE = (
@@ -22,26 +24,23 @@ _DROP_NOTE = (
 )
 
 
-def measure_robustness(
-    score: Callable[[EvalSet, Sequence[str]], Evaluator], clean: EvalSet, say: Callable[[str], None]
-) -> dict[str, Any]:
+def measure_robustness(score: Callable[[EvalSet, str, Sequence[str]], Evaluator], clean: EvalSet) -> dict[str, Any]:
     """Scores of a dataset without corruption and with each.
 
-    `score` scores a dataset on the measures it is given; `say` is told of each corruption before its turn.
+    `score` scores a dataset, under a name that tells what was done to it, on the measures it is given.
 
     Returns:
         `{"clean": {measure: value}, "corruptions": {kind: {"severities": {"1": {measure: value} …}, "mean", "drop"}},
         "mean", "drop"}`: means over severities and, at the end, over kinds too; drops relative to "clean", None where
         that is 0.
     """
-    without = _values(score(clean, ROBUSTNESS_MEASURES))
+    without = _values(score(clean, "uncorrupted", ROBUSTNESS_MEASURES))
     kinds: dict[str, Any] = {}
     for kind in CORRUPTIONS:
-        say(kind)
         severities = {}
         for severity in SEVERITIES:
             worse = EvalSet(clean.source, clean.image_size, partial(corrupt, kind=kind, severity=severity))
-            severities[str(severity)] = _values(score(worse, ROBUSTNESS_MEASURES))
+            severities[str(severity)] = _values(score(worse, f"{kind} {severity}", ROBUSTNESS_MEASURES))
         mean = _mean(list(severities.values()))
         kinds[kind] = {"severities": severities, "mean": mean, "drop": _drop(without, mean)}
     mean = _mean([of["mean"] for of in kinds.values()])

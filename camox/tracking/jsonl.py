@@ -51,6 +51,15 @@ class JsonLines:
         self._file.close()
 
 
+def read_records(path: str | Path) -> list[dict[str, Any]]:
+    """The objects of such a file in order, without what is damaged; none where it cannot be read."""
+    try:
+        lines = Path(path).read_bytes().splitlines(keepends=True)
+    except OSError:
+        return []
+    return [json.loads(line) for line in lines if _stays(line, None)]
+
+
 def plain(value: Any) -> Any:
     """Turn NumPy and torch values, paths, tuples and sets into what JSON holds; NaN and Inf pass through."""
     if value is None or isinstance(value, bool | int | float | str):

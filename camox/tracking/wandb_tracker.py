@@ -247,7 +247,7 @@ class WandbTracker(Tracker):
     def _remember(self) -> None:
         # About 0.1 ms per row. Without the counter, the server would drop rows after a resume.
         replacement = self._state_path.with_name(self._state_path.name + ".partial")
-        replacement.write_text(json.dumps({"id": self.run_id, "rows": self._rows}), encoding="utf-8")
+        replacement.write_text(json.dumps({"id": self.run_id, "rows": self._rows, "url": self.url}), encoding="utf-8")
         os.replace(replacement, self._state_path)
 
     def _give_up(self, error: Exception) -> None:

@@ -1,8 +1,4 @@
-"""What a run says of itself before its first step and after its last."""
-
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+"""What a run says of itself before its first step."""
 
 from accelerate import Accelerator
 
@@ -81,16 +77,3 @@ def _chosen(moe: MixtureOfExperts) -> str:
         case "random":
             return f"{moe.top_k} by chance of {names}"
     return f"top {moe.top_k} of {names}"
-
-
-def say_done(console: Console, run: Path, experiment: Experiment, best: Mapping[str, Any]) -> None:
-    """Prints where everything is, how good the best checkpoint is, and what to do with it."""
-    rows: list[tuple[str, object]] = [("run folder", run)]
-    if best:
-        score = f"{best['score']:.4f} at epoch {best['epoch']}, {best['weights']} weights"
-        rows.append((f"best {experiment.checkpoints.monitor}", score))
-        rows.append(("selected on", selected_on(experiment)))
-        rows.append(("best checkpoint", run / "checkpoints" / f"epoch_{best['epoch']:04d}"))
-    rows.append(("inspect it", f"camox inspect {run}"))
-    rows.append(("predict with it", f"camox predict {run} IMAGES --out DIR"))
-    console.summary("done", rows)

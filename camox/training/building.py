@@ -1,5 +1,6 @@
 """What a run is made of, each part built from the experiment."""
 
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ from camox.models.camoxpert import CamoXpert
 from camox.stability.recovery import Recovery
 from camox.stability.spikes import SpikeDetector
 from camox.stability.watchdog import Watchdog
+from camox.tracking.console import Console
 from camox.training.ema import WeightAverage
 from camox.training.optimization import build_optimizer
 from camox.training.phases import TrainingShell
@@ -35,9 +37,12 @@ from camox.training.saving import Saver
 from camox.training.step import TrainingStep
 from camox.training.validation import Validator
 
+_HEAD_START = 0.2
+"""Seconds that the main process has before others ask for the cache."""
+
 
 def open_data(
-    experiment: Experiment, accelerator: Accelerator | None = None, tell: Callable[[str], None] = lambda text: None
+    experiment: Experiment, accelerator: Accelerator | None = None, console: Console | None = None
 ) -> tuple[Source | Subset | Reading, Source | Subset]:
     """Training samples and held-out samples of an experiment.
 
@@ -45,7 +50,7 @@ def open_data(
         accelerator: of the processes that train, where training samples are to come from the experiment's cache, if it
             has one, and test sources must be there too; collective then. Of a streamed set it tells which part is this
             process's; without, it has all.
-        tell: is called with what a person should know while a cache is made.
+        console: says what a person should know while a cache is made, and how far it is.
 
     Raises:
         DataError: a source is missing, empty or not what its layout says, or the cache cannot be made.
@@ -66,7 +71,12 @@ def open_data(
         return train, held_out
     whole, folder = train, Path(data.cache).expanduser()
     sizes = [size for phase in experiment.phases_resolved() for size in phase.image_sizes]
-    return together(lambda: cached(whole, sizes, folder, data.cache_gib, data.workers, tell)), held_out
+    console = console or Console(active=False)
+    if not accelerator.is_main_process:
+        # Whoever comes first makes the cache, and of all consoles only the main process's shows how far it is.
+        time.sleep(_HEAD_START)
+    limit, workers = data.cache_gib, data.workers
+    return together(lambda: cached(whole, sizes, folder, limit, workers, console.notice, console.counting)), held_out
 
 
 def _open_data(experiment: Experiment, rank: int, ranks: int) -> tuple[Source | Subset | Reading, Source | Subset]:
@@ -166,17 +176,17 @@ def build_validator(
     held_out: Source | Subset,
     beat: Callable[[str], None],
     heed: Callable[[], None],
+    console: Console,
 ) -> Validator:
-    """Scores networks on held-out samples. `beat` is told of each batch, and `heed` called
+    """Scores networks on held-out samples, shown on the console. `beat` is told of each batch, and `heed` called
     after each that all processes have: it may end the validation by raising `Interrupted` on all of them."""
     data, settings = experiment.data, experiment.validation
     samples = EvalSet(held_out, data.image_size)
     # Not the step's own: recovery may leave out a part of that, and losses would no longer compare.
     objective = SegmentationObjective(experiment.loss.plain())
     on_test = bool(data.val) and settings.select_on_test
-    return Validator(
-        step.accelerator, samples, objective, settings.measures, data.batch_size, data.workers, beat, heed, on_test
-    )
+    sizes = data.batch_size, data.workers
+    return Validator(step.accelerator, samples, objective, settings.measures, *sizes, beat, heed, on_test, console)
 
 
 def build_saver(experiment: Experiment, step: TrainingStep, folder: RunFolder, reporter: Reporter) -> Saver:

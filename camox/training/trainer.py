@@ -24,7 +24,7 @@ from camox.stability.recovery import RollBack, remedy
 from camox.tracking.console import TrainingProgress
 from camox.tracking.events import Severity
 from camox.training.adjusting import apply_adjustments
-from camox.training.announcement import announce, say_done
+from camox.training.announcement import announce
 from camox.training.building import (
     build_network,
     build_recovery,
@@ -59,6 +59,7 @@ from camox.training.schedule import Plateau, warmup_factor
 from camox.training.sharing import require_shared
 from camox.training.step import Controls
 from camox.training.stream_batches import Batches
+from camox.training.summary import summarise
 from camox.training.telemetry import Clock, Scores, reference_scales
 from camox.training.watching import Watch
 
@@ -129,14 +130,14 @@ class Trainer:
         if settings.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
             torch.use_deterministic_algorithms(True, warn_only=True)
-        self.train_source, self.held_out = open_data(experiment, accelerator, self.console.notice)
+        self.train_source, self.held_out = open_data(experiment, accelerator, self.console)
         self.network = together(lambda: build_network(experiment, accelerator.device))
         self.training_step = build_training_step(experiment, accelerator, self.network)
         self.optimizer, self.average = self.training_step.optimizer, self.training_step.average
         self.routing = RoutingWatch(self.network)
         self.watchdog = build_watchdog(experiment, accelerator, self.folder, self.reporter, lambda: self.at)
         self.validator = build_validator(
-            experiment, self.training_step, self.held_out, self.watchdog.beat, self.requests.interrupt
+            experiment, self.training_step, self.held_out, self.watchdog.beat, self.requests.interrupt, self.console
         )
         self.saver = build_saver(experiment, self.training_step, self.folder, self.reporter)
         parts: dict[str, Stateful] = {"best": self.saver, "schedule": self.plateau, "routing": self.routing}
@@ -375,7 +376,7 @@ class Trainer:
             raw = self.validator.score(self.network, shown=shown)
             scores = {"val": raw.summary}
             if self.average is not None:
-                scores["val_ema"] = self.validator.score(self.average.model, routing=False).summary
+                scores["val_ema"] = self.validator.score(self.average.model, routing=False, name="EMA").summary
         except CheckpointError as error:  # the weights, or what fp16 makes of them, are not finite
             self._heed([Finding("validation", str(error), "roll_back", sound_until=self.at.step - 1)])
             raise AssertionError("a rollback or the end") from error
@@ -445,16 +446,14 @@ class Trainer:
     # ---- the end
 
     def _finish(self) -> None:
-        """Scores the best checkpoint on the test sources, where there are any, and says where everything is."""
-        if not self.accelerator.is_main_process:
-            return
+        """Scores the best checkpoint on the test sources, where there are any."""
         run, data = self.folder.path, self.experiment.data
-        if data.test:
-            try:
-                evaluate(run, batch_size=data.batch_size, workers=data.workers, device=self.accelerator.device)
-            except DataError as error:  # training is done and safe
-                self._event("evaluation", f"the test data could not be scored: {error}")
-        say_done(self.console, run, self.experiment, self.saver.best)
+        if not (data.test and self.accelerator.is_main_process):
+            return
+        try:
+            evaluate(run, batch_size=data.batch_size, workers=data.workers, device=self.accelerator.device)
+        except DataError as error:  # training is done and safe
+            self._event("evaluation", f"the test data could not be scored: {error}")
 
     def _close(self, error: BaseException | None) -> None:
         code, reason = outcome(error, self.accelerator.process_index)
@@ -472,6 +471,8 @@ class Trainer:
             except OSError as failure:
                 self.console.warning(f"exit.json could not be written: {failure}")
         self.reporter.write_page(code, self.at)
+        if code == 0 or hasattr(self, "shell"):  # else nothing was trained
+            summarise(self.console, self.experiment, self.at, self.saver.best, code)
 
     def _stop(self, kind: str, reason: str) -> TrainingStopped:
         """Logs why a guard ends the run, and where to go on from."""

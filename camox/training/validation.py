@@ -17,6 +17,7 @@ from camox.measures.evaluator import Evaluator
 from camox.measures.routing import RoutedImages
 from camox.measures.threshold import CHOSEN_BY, best_threshold
 from camox.models.camoxpert import CamoXpert, CamoXpertOutput
+from camox.tracking.console import Console
 from camox.training.held_out_pictures import Pictures, captioned, draw_panels
 from camox.training.processes import fail_together
 from camox.training.routing import routed_images
@@ -44,7 +45,8 @@ class Validator:
     """Scores a network on held-out samples.
 
     Ranks take every n-th sample without padding, so no image counts twice, and results are gathered per image:
-    the summary does not depend on the number of ranks or the batch size. `on_test` says that they are test images.
+    the summary does not depend on the number of ranks or the batch size. `on_test` says that they are test images, and
+    `console` shows how far it is.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Validator:
         beat: Callable[[str], None] = lambda activity: None,
         heed: Callable[[], None] = lambda: None,
         on_test: bool = False,
+        console: Console | None = None,
     ):
         self.accelerator = accelerator
         self.objective = objective
@@ -68,14 +71,18 @@ class Validator:
         self.beat = beat
         self.heed = heed
         self.on_test = on_test
+        self.console = console or Console(active=False)
+        self._images = len(dataset)
         # Batches that every process has: as often can all of them meet.
         self._meetings = -(-(len(dataset) // accelerator.num_processes) // batch_size)
         shard = range(accelerator.process_index, len(dataset), accelerator.num_processes)
         self._loader = eval_loader(dataset, shard, batch_size, workers, accelerator.device.type == "cuda")
 
-    def score(self, network: CamoXpert, routing: bool = True, shown: Collection[int] = ()) -> "Validated":
+    def score(
+        self, network: CamoXpert, routing: bool = True, shown: Collection[int] = (), name: str = "raw"
+    ) -> "Validated":
         """Scores, if `routing` is asked for what routers decided, and pictures of the images at `shown`; the same on
-        every rank.
+        every rank. `name` says whose weights these are.
 
         Raises:
             Interrupted: `heed` did, on all ranks.
@@ -105,14 +112,16 @@ class Validator:
                 self.heed()
 
         try:
-            evaluate_model(
-                network,
-                self._loader,
-                evaluator,
-                self.accelerator.device,
-                autocast=self.accelerator.autocast,
-                observe=observe,
-            )
+            with self.console.counting(f"validating {name}", self._images) as done:
+                evaluate_model(
+                    network,
+                    self._loader,
+                    evaluator,
+                    self.accelerator.device,
+                    autocast=self.accelerator.autocast,
+                    observe=observe,
+                    done=lambda number: done(number * self.accelerator.num_processes),
+                )
         except CamoxError as error:
             failure = error
             for _ in meetings:  # the others wait for this process at each

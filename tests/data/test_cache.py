@@ -7,6 +7,7 @@ import pickle
 import resource
 import shutil
 import signal
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,20 @@ def opened(folder):
 
 def with_cache(source, folder, sizes=(SIZE,), gib=1.0, workers=0, told=None):
     return cached(source, sizes, Path(folder), gib, workers, (lambda text: None) if told is None else told.append)
+
+
+def test_making_it_is_counted_once_and_not_what_is_there(photographs, tmp_path):
+    shown = []
+
+    @contextmanager
+    def counting(what, total):
+        done = []
+        yield lambda: done.append(1)
+        shown.append((what, total, len(done)))
+
+    for _ in range(2):
+        cached(opened(photographs), (SIZE,), tmp_path / "cache", 1.0, 0, lambda text: None, counting)
+    assert shown == [("caching at 32²", 6, 6)]
 
 
 def files(folder):

@@ -9,7 +9,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 
 _PROGRAMS = "camox|python|accelerate|make|pip|git|source|wandb|tensorboard|torchrun|pgrep"
 _COMMAND = re.compile(rf"(?:[A-Z_]+=\S+ +)*(?:\S*/bin/)?(?:{_PROGRAMS}) \S.*")
-_OTHER_LANGUAGE = re.compile(r"^```(?!bash$|sh$|console$)\w+$.*?^```$", re.MULTILINE | re.DOTALL)
+_OTHER_LANGUAGE = re.compile(r"^```(?!bash$|sh$|shell$|console$)\w+$.*?^```$", re.MULTILINE | re.DOTALL)
 _PLACEHOLDER = re.compile(
     r"…|\[|\b(?:RUN|CHECKPOINT|EXPERIMENT|FOLDER|IMAGES|DIR|SUITE|OLD|NEW|NODE0|TARGET|FILE)\b|\bA\b"
 )

@@ -204,8 +204,16 @@ def test_schema_describes_every_key():
     schema = json_schema()
     for table in (schema, *schema["$defs"].values()):
         for key, value in table["properties"].items():
-            assert value.get("description") or "$ref" in value, key
+            assert value.get("description"), key
     assert '"null"' not in json.dumps(schema)
+
+
+def test_schema_tells_every_default_that_a_file_can_have():
+    schema = json_schema()
+    for table in Experiment.model_json_schema()["$defs"].values():
+        for key, value in table["properties"].items():
+            if value.get("default") is not None and "$ref" not in value:
+                assert schema["$defs"][table["title"]]["properties"][key]["default"] == value["default"], key
 
 
 def test_experiment_is_imported_without_torch():

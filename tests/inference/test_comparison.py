@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -139,8 +140,10 @@ def test_a_comparison_needs_a_place(run_folder, other_run, pairs, capfd):
 # ------------------------------------------------------------------------------------------ corruptions
 
 
-def test_corruptions_are_scored_at_every_severity(run_folder, pairs, console, printed, tmp_path):
+def test_corruptions_are_scored_at_every_severity(run_folder, pairs, tmp_path):
     out = tmp_path / "out"
+    stream = io.StringIO()
+    console = Console(stream=stream, terminal=True, width=80)
     evaluate(run_folder, {"x": pairs}, out, workers=0, console=console, corruptions=True)
     of = document(out, "corruptions")["datasets"]["x"]
     plain = document(out)["datasets"]["x"]
@@ -155,8 +158,12 @@ def test_corruptions_are_scored_at_every_severity(run_folder, pairs, console, pr
         assert one["drop"]["mae"] == pytest.approx(one["mean"]["mae"] / of["clean"]["mae"] - 1)
     kinds = [one["mean"]["s_measure"] for one in of["corruptions"].values()]
     assert of["mean"]["s_measure"] == pytest.approx(np.mean(kinds))
+    drawn = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())  # without what moves the cursor
+    assert "corrupting x" in drawn
+    assert "21/21" in drawn
+    assert "jpeg 5" in drawn
     assert all((out / f"corruptions.{suffix}").is_file() for suffix in ("md", "tex", "png"))
-    assert max(map(len, printed.getvalue().split("x: S by severity")[1].split("Drop:")[0].splitlines())) <= 80
+    assert max(map(len, drawn.split("x: S by severity")[1].split("Drop:")[0].splitlines())) <= 80
 
 
 # ------------------------------------------------------------------------------------------ maps

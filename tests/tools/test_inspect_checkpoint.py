@@ -2,6 +2,7 @@ import io
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -308,3 +309,32 @@ def test_no_bar_without_a_terminal_or_before_its_time(run, monkeypatch, stream, 
     monkeypatch.setattr(sys, "stderr", stream())
     main([str(run)])
     assert sys.stderr.getvalue() == ""
+
+
+def test_a_log_is_told_how_far_a_long_look_is(run, monkeypatch):
+    monkeypatch.setattr(ProgressBar, "LOG_SECONDS", 0.0)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    main([str(run)])
+    lines = sys.stderr.getvalue().splitlines()
+    assert 1 <= len(lines) <= 10
+    assert all(re.fullmatch(r"reading: [0-9.]+/[0-9.]+ GB  ETA \d+:\d\d", line) for line in lines)
+
+
+@pytest.mark.parametrize("variable", ["TERM=dumb", "CI=true"])
+def test_no_bar_on_a_terminal_that_nobody_sees_move(run, monkeypatch, variable):
+    monkeypatch.setenv(*variable.split("="))
+    monkeypatch.setattr(ProgressBar, "PATIENCE", 0.0)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    main([str(run)])
+    assert sys.stderr.getvalue() == ""
+
+
+def test_what_is_found_can_be_told_in_ascii(run, monkeypatch):
+    """A log's encoding may have no "→"."""
+    names = [f"layer{number}.weight" for number in range(9)]
+    broken = run / "broken.safetensors"
+    save_file({name: torch.full((2, 2), float("nan")) for name in names}, broken)
+    command = [sys.executable, str(SCRIPT), str(broken)]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (1, "")

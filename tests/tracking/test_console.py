@@ -2,11 +2,13 @@ import io
 import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from camox.tracking.console import Console, counted, duration
+from camox.tracking.console import Console, InOnePiece, counted, duration
 
 MEASURES = ("iou", "dice", "s_measure", "f_weighted", "f_max", "f_mean", "f_adaptive", "e_max", "mae")
 RAW: dict[str, Any] = {"count": 10, "loss": 0.8, **dict.fromkeys(MEASURES, 0.5)}
@@ -168,3 +170,162 @@ sys.exit(4)
         os.close(ours)
         (tmp_path / "closed").touch()
         assert process.wait(60) == 4
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal, as one that a person sits before."""
+
+    def isatty(self):
+        return True
+
+
+def without_codes(text):
+    """What was written, without what moves the cursor and changes colour."""
+    import re
+
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+
+
+def test_what_is_counted_within_training_stands_below_its_line():
+    stream = io.StringIO()
+    console = Console(stream=stream, terminal=True, width=80)
+    with console.training(total_steps=10, total_epochs=5) as progress:
+        progress.start_epoch("full", 2, 10)
+        progress.advance(1, VALUES)
+        with console.counting("validating EMA", 20) as done:
+            done(15)
+        progress.advance(2, VALUES)
+    drawn = without_codes(stream.getvalue())
+    lines = drawn.replace("\r", "\n").splitlines()
+    (at, *_) = [number for number, line in enumerate(lines) if line.startswith("validating EMA") and "15/20" in line]
+    assert lines[at - 1].startswith("full 2/5")
+    assert "loss 0.4321" in lines[at - 1]
+    assert lines[-2].startswith("full 2/5")  # and is alone again
+
+
+def test_counts_of_several_processes_end_at_the_total():
+    stream = io.StringIO()
+    with Console(stream=stream, terminal=True, width=80).counting("validating", 5) as done:
+        done(4)
+        done(4)
+    assert "5/5" in stream.getvalue()
+    assert "8/5" not in stream.getvalue()
+
+
+@pytest.mark.parametrize(("seconds", "lines"), [(0.1, 0), (1, 3), (100, 10)])
+def test_a_log_gets_a_line_each_half_minute_or_tenth_whichever_is_later(seconds, lines, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    stream = io.StringIO()
+    with Console(stream=stream, terminal=False).counting("scoring NC4K", 100) as done:
+        for _ in range(100):
+            now[0] += seconds
+            done()
+    written = stream.getvalue().splitlines()
+    assert len(written) == lines
+    assert all(line.startswith("scoring NC4K: ") and "images/s" in line for line in written)
+    if lines == 3:
+        assert written[0] == "scoring NC4K: 30/100 (30%)  ETA 1:10  1.0 images/s"
+
+
+@pytest.mark.parametrize(
+    "environment", [{"TERM": "dumb"}, {"CI": "true"}, {"FORCE_COLOR": "1", "TERM": "xterm", "plain": "1"}], ids=str
+)
+def test_nothing_moves_where_nobody_could_see_it(environment, monkeypatch):
+    """In a log of a CI machine every change of a live line would be a line."""
+    monkeypatch.setenv("TERM", "xterm")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    stream = io.StringIO() if "plain" in environment else Terminal()
+    everything(Console(stream=stream, width=80))
+    assert "\x1b[2K" not in stream.getvalue()
+    assert "\x1b[?25l" not in stream.getvalue()
+    assert "step 51241/100000" in stream.getvalue()  # the line of a log, in place of the bar
+
+
+def test_lines_are_live_on_a_terminal(monkeypatch):
+    for name in ("CI", "FORCE_COLOR", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    everything(Console(stream=stream, width=80))
+    assert "\x1b[2K" in stream.getvalue()
+
+
+@pytest.mark.parametrize("width", [10, 20, 40])
+def test_live_lines_fit_a_narrow_terminal(width):
+    stream = io.StringIO()
+    console = Console(stream=stream, terminal=True, width=width)
+    with console.training(total_steps=100000, total_epochs=200) as progress:
+        progress.start_epoch("a_phase_with_a_long_name", 199, 2)
+        progress.advance(51241, VALUES)
+        with console.counting("scoring a dataset of a very long name", 4121) as done:
+            done(4121)
+    drawn = without_codes(stream.getvalue()).replace("\r", "\n").splitlines()
+    assert max(map(len, drawn)) <= width
+    if width == 40:
+        assert any("4121/4121" in line for line in drawn)
+
+
+def test_scores_fit_a_narrow_terminal(monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    stream = io.StringIO()
+    Console(stream=stream, terminal=True, width=40).validation(RAW, RAW, epoch=199, step=51241)
+    lines = without_codes(stream.getvalue()).splitlines()
+    assert max(map(len, lines)) <= 40
+    assert "MAE" in stream.getvalue()
+
+
+def test_a_terminal_breaks_lines_between_words_and_leaves_paths_and_commands_whole():
+    path, command = Path("runs/a_long_name/of_a_run/that_goes_on"), "camox predict runs/a_long_name IMAGES --out DIR"
+    for width in (30, 40, 80):
+        stream = io.StringIO()
+        console = Console(stream=stream, terminal=True, width=width)
+        console.summary(
+            "done", [("run folder", path), ("why", f"a word and {path} and more words")], [("go", InOnePiece(command))]
+        )
+        console.warning(f"something is wrong with {path}: do something about it")
+        text = without_codes(stream.getvalue())
+        assert text.count(str(path)) == 3
+        assert command in text
+        allowed = {line for line in text.splitlines() if str(path) in line or command in line}
+        assert all(len(line) <= width for line in text.splitlines() if line not in allowed)
+
+
+def test_a_log_has_lines_of_any_length_and_tables_that_are_not_folded():
+    stream = io.StringIO()
+    console = Console(stream=stream, terminal=False, width=80)
+    console.warning("word " * 50)
+    console.table("scores", ["", *(f"dataset_number_{number}" for number in range(9))], [["S", *["0.8864 ±0.015"] * 9]])
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "warning: " + "word " * 50
+    assert any(line.count("0.8864 ±0.015") == 9 for line in lines)
+    assert all(line == line.rstrip() for line in lines[1:])
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+@pytest.mark.parametrize("terminal", [False, True])
+def test_any_encoding_can_carry_what_is_said(encoding, terminal):
+    """As with PYTHONIOENCODING=ascii, an old Windows console, or a file whose name is no text."""
+    kept = io.BytesIO()
+    stream = io.TextIOWrapper(kept, encoding=encoding)
+    console = Console(stream=stream, terminal=terminal, width=60)
+    everything(console)
+    console.table("±", ["≥", "…"], [["×", "0.5 ±0.1"]])
+    console.verdict("warn", "lr", "2e-3 → 1e-3", [("rate ≥ 1", "lower it")])
+    console.warning("\udcff.png and 图.png cannot be read")
+    with console.counting("a name that is too long for the line", 3) as done:
+        done()
+    stream.flush()
+    text = kept.getvalue().decode(encoding)
+    assert ("->" in text) == (encoding != "utf-8")
+    assert ("±" in text) == (encoding != "ascii")
+    assert "\\udcff.png" in text
+
+
+def test_the_command_line_speaks_ascii():
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "camox", "score", "--help"]  # has a "…"
+    shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "0 ... 255" in " ".join(shown.stdout.replace("|", " ").split())
