@@ -208,6 +208,8 @@ class WandbTracker(Tracker):
                 id=self.run_id,
                 # Offline there is no server to ask; the same id joins the parts when they are synced.
                 resume="allow" if self.mode == "online" and self.run_id else None,
+                # Else wandb hands out a run that is open in this process, such as one of a notebook, as the new one.
+                reinit="create_new",
                 settings=wandb.Settings(
                     silent=True,
                     console="off",

@@ -167,6 +167,22 @@ class TestWandbRows:
         assert [row["step"] for row in found] == [0, 20, 40, 20, 40, 60]
         assert [row["_step"] for row in found] == list(range(6))
 
+    def test_a_run_that_is_open_already_is_left_alone(self, no_credentials):
+        """A notebook may have one of its own: wandb would hand that out as the new run."""
+        import wandb
+
+        settings = wandb.Settings(silent=True)
+        mine = wandb.init(mode="offline", project="mine", dir=str(no_credentials / "mine"), settings=settings)
+        try:
+            tracker = wandb_tracker(no_credentials / "run", "offline")
+            tracker.log({"x": 1}, step=0, epoch=0, phase="full")
+            tracker.finish()
+            assert tracker.run_id != mine.id
+            assert [row["x"] for row in wandb_rows(no_credentials / "run")] == [1]
+            mine.log({"y": 2})
+        finally:
+            mine.finish()
+
     def test_wandb_prints_nothing(self, no_credentials, capfd):
         tracker = wandb_tracker(no_credentials, "offline")
         tracker.log({"x": 1}, step=0, epoch=0, phase="full")
