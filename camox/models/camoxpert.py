@@ -162,7 +162,7 @@ class CamoXpert(nn.Module):
 
         detail = self.reverse_attention(decoded[-1], deep[-1])
         boundary, log_variance = self.boundary(detail)
-        uncertainty = relative_deviation(log_variance, -(-height // 4), -(-width // 4))
+        uncertainty = relative_deviation(log_variance, (height + 3) // 4, (width + 3) // 4)
         logits, refinements = deep[-1], []
         for refine in self.refinements:
             # The uncertainty is told by its own score alone: it must not learn to flatter the refinement.
