@@ -15,6 +15,7 @@ from camox.models.camoxpert import CamoXpert
 
 Weights = Literal["auto", "raw", "ema"]
 _STEMS = {"raw": "model", "ema": "ema"}
+_PREFIXES = {"raw": "val", "ema": "val_ema"}
 _DEFAULT_MONITOR = "s_measure"
 
 
@@ -40,6 +41,8 @@ class LoadedModel:
     threshold: float = 0.5
     """Probability from which on a pixel is called object: that of the best mean IoU on held-out images, 0.5 where
     nobody knows it."""
+    threshold_reason: str = "0.5: nobody has chosen one on held-out images"
+    """Why this threshold, as a sentence to show."""
 
     @property
     def monitor(self) -> str:
@@ -70,6 +73,7 @@ def load_model(
     experiment = _experiment_of(run)
     monitor = experiment.checkpoints.monitor if experiment else _DEFAULT_MONITOR
     chosen, reason = _choose_weights(checkpoint, weights, monitor)
+    threshold, threshold_reason = _threshold(checkpoint, chosen)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return LoadedModel(
         model=CamoXpert.from_pretrained(checkpoint.path, _STEMS[chosen]).to(device),
@@ -82,7 +86,8 @@ def load_model(
         epoch=checkpoint.manifest.epoch,
         run=run,
         experiment=experiment,
-        threshold=_threshold(checkpoint, chosen),
+        threshold=threshold,
+        threshold_reason=threshold_reason,
     )
 
 
@@ -124,8 +129,7 @@ def _choose_weights(checkpoint: Checkpoint, weights: Weights, monitor: str) -> t
         return "raw", "raw weights: the checkpoint has no EMA"
     measured = checkpoint.manifest.measures
     validation = "validation on test images" if measured.get("val/selected_on_test") else "validation"
-    raw = measured.get(f"val/{monitor}", math.nan)
-    ema = measured.get(f"val_ema/{monitor}", math.nan)
+    raw, ema = (measured.get(f"{prefix}/{monitor}", math.nan) for prefix in _PREFIXES.values())
     if math.isnan(raw) and math.isnan(ema):
         return "raw", f"raw weights: neither raw nor EMA has a {monitor} of a validation"
     chosen = "ema" if is_better(ema, raw, monitor) else "raw"
@@ -133,10 +137,14 @@ def _choose_weights(checkpoint: Checkpoint, weights: Weights, monitor: str) -> t
     return chosen, f"{names[chosen]} weights: {monitor} in {validation} {_score(raw)} raw, {_score(ema)} EMA"
 
 
-def _threshold(checkpoint: Checkpoint, chosen: str) -> float:
-    """What the validation before the checkpoint found best for these weights."""
-    prefix = {"raw": "val", "ema": "val_ema"}[chosen]
-    return float(checkpoint.manifest.measures.get(f"{prefix}/threshold", 0.5))
+def _threshold(checkpoint: Checkpoint, chosen: str) -> tuple[float, str]:
+    """What the validation before the checkpoint found best for these weights, and a sentence that says so."""
+    measured = checkpoint.manifest.measures
+    threshold = measured.get(f"{_PREFIXES[chosen]}/threshold", math.nan)
+    if math.isnan(threshold):
+        return 0.5, "0.5: the checkpoint's card has none that was chosen on held-out images"
+    on = "test images that it was selected on" if measured.get("val/selected_on_test") else "held-out images"
+    return threshold, f"{threshold:.4f}: the best mean IoU of {on}"
 
 
 def _score(value: float) -> str:

@@ -1,6 +1,5 @@
 """What a profile says: tables of the costliest parts and operators, and a sentence for each thing worth changing."""
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from camox.experiment import Experiment, ResolvedPhase
 from camox.tracking.console import Console, counted
 from camox.training.environment import describe_environment
+from camox.training.launching.options import cores
 from camox.training.profiling.labels import (
     AVERAGE,
     BACKBONE,
@@ -78,7 +78,7 @@ def show(console: Console, experiment: Experiment, recorded: Sequence[Recorded])
             ("recorded", f"{stage.breakdown.step / step / 1e3:.2f} times as long; times below are recorded ones"),
         ]
         if not stage.breakdown.on_gpu:
-            rows.append(("threads", f"{torch.get_num_threads()} of torch on {counted(_cores(), 'core')}"))
+            rows.append(("threads", f"{torch.get_num_threads()} of torch on {counted(cores(), 'core')}"))
         if stage.peak:
             rows.append(("GPU memory", f"{stage.peak / 2**30:.2f} GiB at most"))
         console.summary(str(stage.setting), rows)
@@ -136,16 +136,16 @@ def _of_noise(recorded: Recorded) -> Iterator[str]:
 
 
 def _of_data(experiment: Experiment, breakdown: Breakdown) -> Iterator[str]:
-    waiting, workers, cores = breakdown.share(WAITING), experiment.data.workers, _cores()
+    waiting, workers, available = breakdown.share(WAITING), experiment.data.workers, cores()
     if waiting < 0.05:
         return
     start = f"{waiting:.0%} of the time waits for data"
     if workers == 0:
-        yield f"{start}: images are loaded between the steps; set data.workers to {min(4, cores)}"
-    elif workers < cores and breakdown.on_gpu:
-        yield f"{start}: raise data.workers from {workers} ({counted(cores, 'core')} here)"
+        yield f"{start}: images are loaded between the steps; set data.workers to {min(4, available)}"
+    elif workers < available and breakdown.on_gpu:
+        yield f"{start}: raise data.workers from {workers} ({counted(available, 'core')} here)"
     elif not experiment.data.cache:
-        yield f"{start} with {counted(workers, 'worker')} on {counted(cores, 'core')}: set data.cache"
+        yield f"{start} with {counted(workers, 'worker')} on {counted(available, 'core')}: set data.cache"
     else:
         yield f"{start} though images come from data.cache: make data.augment cheaper, or take more cores"
 
@@ -276,7 +276,3 @@ def _plain(cost: Cost) -> dict[str, Any]:
 
 def _ms(value: float) -> str:
     return f"{value:.4g}" if value >= 0.01 else ("" if value == 0 else "<0.01")
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
