@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 
@@ -11,6 +11,7 @@ from camox.checkpoints.folders import CHECKPOINTS, is_better, resolve
 from camox.checkpoints.store import Checkpoint, read_checkpoint
 from camox.errors import CheckpointError
 from camox.experiment import Experiment
+from camox.inference.exported import Exported, open_exported
 from camox.models.camoxpert import CamoXpert
 
 Weights = Literal["auto", "raw", "ema"]
@@ -58,6 +59,10 @@ def load_model(
 ) -> LoadedModel:
     """Load a checkpoint, or of a run's folder `best`, else `latest`; its files are verified first.
 
+    Exports too: an ONNX file, whose `model` has `logits` and `uncertainty` alone and runs on what onnxruntime has; a
+    folder that `camox export --format hub` wrote; and `owner/name` on the Hugging Face hub, where no such path exists.
+    These hold the weights chosen when they were exported.
+
     `weights` "auto" takes raw or EMA weights, whichever the manifest says scored better on held-out data.
     `image_size` is by default the one of the run's experiment. `device` is by default a GPU if there is one.
 
@@ -68,6 +73,9 @@ def load_model(
     """
     if weights not in get_args(Weights):
         raise ValueError(f"weights are auto, raw or ema, not {weights!r}")
+    exported = open_exported(path, device)
+    if exported is not None:
+        return _of_export(exported, weights, image_size)
     checkpoint = read_checkpoint(resolve(path))
     run = _run_of(checkpoint.path)
     experiment = _experiment_of(run)
@@ -88,6 +96,27 @@ def load_model(
         experiment=experiment,
         threshold=threshold,
         threshold_reason=threshold_reason,
+    )
+
+
+def _of_export(exported: Exported, weights: Weights, image_size: int | None) -> LoadedModel:
+    facts = exported.facts
+    if facts is not None and weights not in ("auto", facts.weights):
+        raise CheckpointError(
+            f"{exported.path}: holds {facts.weights} weights alone: export the checkpoint again with --weights {weights}"
+        )
+    if facts is None and image_size is None:
+        raise CheckpointError(f"{exported.path}: the image size it was trained at is not known: give --image-size")
+    known = {"weights": "raw", "reason": "its only weights", "step": 0, "epoch": 0}
+    settings: dict[str, Any] = facts.of_loaded_model() if facts else known
+    return LoadedModel(
+        # What predicts and scores asks of a model, an ONNX model answers too.
+        model=cast(CamoXpert, exported.model),
+        device=exported.device,
+        checkpoint=exported.path,
+        run=None,
+        experiment=exported.experiment,
+        **(settings | ({"image_size": image_size} if image_size else {})),
     )
 
 

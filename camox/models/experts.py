@@ -265,7 +265,7 @@ def _attend_channels(query: Tensor, key: Tensor, value: Tensor, temperature: Ten
 
 def _continue_border(x: Tensor, left: int, right: int, top: int, bottom: int) -> Tensor:
     """`F.pad` with `mode="replicate"`."""
-    if not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
         return F.pad(x, (left, right, top, bottom), mode="replicate")
     # Inductor takes the gradient of that padding for contiguous, and stops where it is NHWC (torch 2.15, CPU).
     x = torch.cat([x[..., :1].expand(*x.shape[:3], left), x, x[..., -1:].expand(*x.shape[:3], right)], dim=3)
