@@ -211,9 +211,7 @@ def _without_places(value: Any) -> Any:
         return {key: _without_places(child) for key, child in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(_without_places(child) for child in value)
-    if isinstance(value, str) and (
-        PurePath(value).is_absolute() or value.startswith("~") or ".." in PurePath(value).parts
-    ):
+    if isinstance(value, str) and (value.startswith(("/", "~")) or ".." in PurePath(value).parts):
         return PurePath(value).name or "data"
     return value
 

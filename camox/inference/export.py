@@ -11,13 +11,14 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, get_args
 
 import torch
+import torch.fx.experimental._config as tracing
 from torch import Tensor
 
-import camox
 from camox.errors import CamoxError, CheckpointError
 from camox.inference.facts import Facts
 from camox.inference.hub import HubOptions, push_export, replaceable, write_hub_folder
@@ -104,18 +105,17 @@ def facts_of(loaded: LoadedModel) -> Facts:
         epoch=loaded.epoch,
         monitor=loaded.monitor,
         selected_on=selected_on(loaded.experiment) if loaded.experiment else "unknown",
-        camox=camox.__version__,
+        camox=version("camox"),
     )
 
 
 def trace(model: CamoXpert) -> torch.export.ExportedProgram:
     """The graph of a network, with batch, height and width left open. CamoxError where it has none."""
-    named = {name: torch.export.Dim(name) for name in ("batch", "height", "width")}
     # Neither a size of 1 nor one that a stride divides, so that no special case of either gets into the graph.
     example = torch.rand(3, 3, 70, 101, generator=torch.Generator().manual_seed(0))
-    shapes = {"images": {0: named["batch"], 2: named["height"], 3: named["width"]}}
+    shapes = {"images": {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}}
     # Oblivious: a batch of one image is no case of its own. torch has no public switch for that.
-    oblivious = torch.fx.experimental._config.patch(backed_size_oblivious=True)
+    oblivious = tracing.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
     with _exporting("--format torch or onnx"), torch.no_grad(), oblivious:
         return torch.export.export(ExportableCamoXpert(model), (example,), dynamic_shapes=shapes, strict=False)
 
@@ -127,6 +127,8 @@ def write_program(program: torch.export.ExportedProgram, file: Path, facts: Fact
 
 def write_onnx(program: torch.export.ExportedProgram, file: Path, facts: Facts) -> None:
     """Write an ONNX model in one file, of standard operators alone; what there is to know of it in its metadata."""
+    import onnx_ir  # comes with onnxscript
+
     with _exporting("--format onnx"):
         exported = torch.onnx.export(
             program,
@@ -137,13 +139,19 @@ def write_onnx(program: torch.export.ExportedProgram, file: Path, facts: Facts) 
             verbose=False,
         )
     assert exported is not None
+    graph = exported.model.graph
+    for value, channels in zip([*graph.inputs, *graph.outputs], (3, 1, 1), strict=True):
+        # In place of the tracer's names of sizes, such as s14.
+        value.shape = onnx_ir.Shape(["batch", channels, "height", "width"])
     exported.model.metadata_props[METADATA_KEY] = facts.to_json()
     exported.save(str(file), external_data=False)
 
 
 def open_program(file: str | Path) -> Callable[[Tensor], Maps]:
     """A .pt2 file as a function of images."""
-    return torch.export.load(file).module()
+    # The guards say which layout in memory the tracer has seen, that of a batch of one image or of several: of what is
+    # computed nothing depends on it, which is what is measured.
+    return torch.export.load(file).module(check_guards=False)
 
 
 def open_onnx(file: str | Path) -> Callable[[Tensor], Maps]:

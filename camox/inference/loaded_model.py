@@ -103,7 +103,7 @@ def _of_export(exported: Exported, weights: Weights, image_size: int | None) -> 
     facts = exported.facts
     if facts is not None and weights not in ("auto", facts.weights):
         raise CheckpointError(
-            f"{exported.path}: holds {facts.weights} weights alone: export the checkpoint again with --weights {weights}"
+            f"{exported.path}: holds {facts.weights} weights alone: export again with --weights {weights}"
         )
     if facts is None and image_size is None:
         raise CheckpointError(f"{exported.path}: the image size it was trained at is not known: give --image-size")

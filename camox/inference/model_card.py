@@ -40,7 +40,7 @@ def write_card(loaded: LoadedModel, facts: Facts, folder: Path, license: str | N
     Scores are those of the run's test evaluation where that was of this checkpoint and these weights, else those of
     the validation that selected it; the card says which.
     """
-    name = repo_id or (loaded.run.resolve().name if loaded.run else facts.checkpoint)
+    name = repo_id or (loaded.experiment.experiment.name if loaded.experiment else facts.checkpoint)
     evaluation = _test_evaluation(loaded)
     scores = _test_scores(evaluation) if evaluation else _validation_scores(loaded)
     protocol = evaluation["protocol"] if evaluation else {"name": "camox"}
@@ -175,13 +175,13 @@ def _measures(scores: Scores, evaluation: Mapping[str, Any] | None, facts: Facts
     selected = f"The checkpoint was selected on: {facts.selected_on} (by {facts.monitor})."
     if evaluation is None:
         return (
-            f"{table}\n\nMeasured in training, on the images that the checkpoint was selected on: scores on others will "
-            f"be lower. {selected}"
+            f"{table}\n\nMeasured in training, on the images that the checkpoint was selected on: scores on others "
+            f"will be lower. {selected}"
         )
     protocol = evaluation["protocol"]
     return (
-        f"{table}\n\nProtocol: `{protocol['name']}`; images at {protocol['image_size']} pixels, maps resized to the size "
-        f"of the truth ({protocol['resize']}); precision {protocol['precision']}. {selected}"
+        f"{table}\n\nProtocol: `{protocol['name']}`; images at {protocol['image_size']} pixels; resizing: "
+        f"{protocol['resize']}; precision {protocol['precision']}. {selected}"
     )
 
 
@@ -212,8 +212,8 @@ def _limits(loaded: LoadedModel, facts: Facts) -> str:
 def _license(license: str | None) -> str:
     if license is None:
         return (
-            "Not stated by who published this model. The weights may be bound by the licences of the training images and "
-            "of the pretrained backbone: ask before you use them for anything."
+            "Not stated by who published this model. The weights may be bound by the licences of the training images "
+            "and of the pretrained backbone: ask before you use them for anything."
         )
     return f"{license}, stated by who published this model. Training images have licences of their own."
 

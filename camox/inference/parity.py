@@ -13,7 +13,7 @@ from camox.models.camoxpert import CamoXpert
 LIMIT = 1e-3
 """The largest difference of a probability that counts as the same."""
 TIE = 1e-4
-"""A gate whose last chosen expert beat the next by less, in units of a logit, may choose otherwise by rounding alone."""
+"""A gate whose last chosen expert beat the next by less, in units of a logit, may choose otherwise by rounding."""
 
 Maps = tuple[Tensor, Tensor]
 """Logits and uncertainty, each `[B, 1, H, W]`."""

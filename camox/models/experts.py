@@ -192,7 +192,7 @@ class PatchFrequencyExpert(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         gate, value = self.local(self._filter(self.enter(x))).chunk(2, dim=1)
         # Without the norm the product would grow as the square of x, and overflow fp16 at 256.
-        gate = F.gelu(self.norm(gate)).to(value.dtype)
+        gate = F.gelu(self._normalise(gate)).to(value.dtype)
         return self.mix(gate * value)
 
     def _filter(self, x: Tensor) -> Tensor:
@@ -202,6 +202,10 @@ class PatchFrequencyExpert(nn.Module):
             patches = padded.float().unflatten(3, (-1, self.patch)).unflatten(2, (-1, self.patch))
             filtered = self._filter_patches(patches).flatten(4, 5).flatten(2, 3)[..., :height, :width]
         return filtered.to(x.dtype)
+
+    def _normalise(self, gate: Tensor) -> Tensor:
+        normalised: Tensor = self.norm(gate)
+        return normalised
 
     def _filter_patches(self, patches: Tensor) -> Tensor:
         """`[B, 2C, rows of patches, 8, columns of patches, 8]`, fp32."""

@@ -54,7 +54,12 @@ class MatrixFrequencyExpert(FrequencyExpert):
 
 
 class MatrixPatchFrequencyExpert(PatchFrequencyExpert):
-    """The same filter without an FFT."""
+    """The same filter without an FFT, and the same norm without the reshaping that fails for an empty batch."""
+
+    def _normalise(self, gate: Tensor) -> Tensor:
+        variance, mean = torch.var_mean(gate, dim=(1, 2, 3), correction=0, keepdim=True)
+        weight, bias = (parameter[:, None, None] for parameter in (self.norm.weight, self.norm.bias))
+        return (gate - mean) * (variance + self.norm.eps).rsqrt() * weight + bias
 
     def _filter_patches(self, patches: Tensor) -> Tensor:
         gains = self._symmetric_gains().squeeze(3).unsqueeze(1)  # [2C, 1, 1, 8, 5]

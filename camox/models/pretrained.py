@@ -83,9 +83,7 @@ def write_pretrained(folder: Path, config: Mapping[str, Any], state: Mapping[str
         if not (folder / CARD).exists():
             (folder / CARD).write_text(_short_card(folder.resolve().name), encoding="utf-8")
     except OSError as error:
-        raise CheckpointError(
-            f"{folder}: the model cannot be written ({error}): free space, or give another"
-        ) from error
+        raise CheckpointError(f"{folder}: the model cannot be written ({error}): give another folder") from error
 
 
 def push_folder(
@@ -130,12 +128,9 @@ def how_to_load(name: str) -> str:
 
 
 def _short_card(name: str) -> str:
-    data = card_data(name, license="unknown")
-    return str(
-        ModelCard(
-            f"---\n{data.to_yaml()}\n---\n\n# {name}\n\nA camox model that finds camouflaged objects.\n\n{how_to_load(name)}"
-        )
-    )
+    head = card_data(name, license="unknown").to_yaml()
+    text = f"# {name}\n\nA camox model that finds camouflaged objects.\n\n{how_to_load(name)}"
+    return str(ModelCard(f"---\n{head}\n---\n\n{text}"))
 
 
 def _first_line(error: Exception) -> str:
