@@ -95,8 +95,10 @@ def _compared(loaded: LoadedModel, exported: Callable[[Tensor], Maps], batches: 
 
 
 @torch.no_grad()
-def _time_ratio(model: Callable[[Tensor], Maps], exported: Callable[[Tensor], Maps], batches: Sequence[Tensor]) -> float:
-    """Median over images of the export's time in units of the model's, the two in turns; below 1 the export is faster."""
+def _time_ratio(
+    model: Callable[[Tensor], Maps], exported: Callable[[Tensor], Maps], batches: Sequence[Tensor]
+) -> float:
+    """Median over images of the export's time in units of the model's, the two in turns."""
     ratios = []
     for batch in batches:
         ours, theirs = [], []

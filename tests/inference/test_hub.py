@@ -1,4 +1,4 @@
-"""The hub's form: a folder that `from_pretrained` loads, a card filled from the run, pushing and fetching; no network."""
+"""The form of the hub: a folder for `from_pretrained`, a card filled from the run, pushing and fetching."""
 
 import json
 import os
@@ -167,11 +167,13 @@ def test_a_damaged_folder_is_a_message(folder, name, content, message):
         load_model(folder)
 
 
-@pytest.mark.parametrize(("key", "value"), [("image_size", 0), ("image_size", "64"), ("threshold", 2.0), ("step", None)])
+@pytest.mark.parametrize(
+    ("key", "value"), [("image_size", 0), ("image_size", "64"), ("threshold", 2.0), ("step", None)]
+)
 def test_facts_that_cannot_be_are_refused(folder, key, value):
     table = json.loads((folder / "camox.json").read_text())
     (folder / "camox.json").write_text(json.dumps(table | {key: value}))
-    with pytest.raises(CheckpointError, match="camox.json"):
+    with pytest.raises(CheckpointError, match=r"camox\.json"):
         load_model(folder)
 
 
@@ -240,7 +242,12 @@ def test_a_model_of_the_hub_is_fetched(folder, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     model = CamoXpert.from_pretrained("me/finder", revision="v1", token="t", cache_dir=tmp_path)
     assert model.config == CamoXpert.from_pretrained(folder).config
-    assert (asked["repo_id"], asked["revision"], asked["token"], asked["cache_dir"]) == ("me/finder", "v1", "t", tmp_path)
+    assert (asked["repo_id"], asked["revision"], asked["token"], asked["cache_dir"]) == (
+        "me/finder",
+        "v1",
+        "t",
+        tmp_path,
+    )
     assert not any(pattern.endswith((".py", "*")) for pattern in asked["allow_patterns"])
     assert load_model("me/finder").image_size == 64
 
