@@ -56,12 +56,6 @@ def test_every_verb_has_help_with_an_example(verb, capfd):
     assert "xample" in printed
 
 
-@pytest.mark.parametrize("verb", ["export"])
-def test_verbs_that_do_nothing_yet_do_not_exist(verb, capfd):
-    assert main([verb]) == 2
-    assert "No such command" in capfd.readouterr().err
-
-
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["schema"], ["train", "nowhere.toml"]], ids=str)
 def test_starts_without_torch(arguments):
     assert without_torch(*arguments).returncode == (2 if "nowhere.toml" in arguments else 0)
