@@ -13,7 +13,7 @@ HFLIP, VFLIP, SCALES = "hflip", "vflip", "scales"
 AUGMENTATIONS = (HFLIP, VFLIP, SCALES)
 """Mirrored left to right, mirrored top to bottom, and at the sizes of `SCALE_FACTORS`."""
 SCALE_FACTORS = (1.0, 0.75, 1.25)
-_STRIDE = 32
+_STRIDE, _LEAST = 32, 64
 """Sizes are multiples of the coarsest stride; the network would pad others up to one."""
 
 
@@ -46,14 +46,15 @@ def views(image_size: int, augmentations: Sequence[str]) -> list[View]:
     factors = SCALE_FACTORS if SCALES in augmentations else SCALE_FACTORS[:1]
     horizontal = ((), (-1,)) if HFLIP in augmentations else ((),)
     vertical = ((), (-2,)) if VFLIP in augmentations else ((),)
-    return [
+    found = [
         View(_scaled(image_size, factor), flipped_v + flipped_h)
         for factor, flipped_v, flipped_h in product(factors, vertical, horizontal)
     ]
+    return list(dict.fromkeys(found))  # a small image size has no smaller one
 
 
 def _scaled(image_size: int, factor: float) -> int:
     if factor == 1:
         return image_size
     whole = math.floor if factor < 1 else math.ceil  # away from the size itself, which is there already
-    return max(_STRIDE, whole(image_size * factor / _STRIDE) * _STRIDE)
+    return max(_LEAST, whole(image_size * factor / _STRIDE) * _STRIDE)

@@ -42,7 +42,7 @@ def test_predict_takes_patterns_ensembles_and_augmentations(camox, run_folder, p
     options = ("--with", other, "--tta", "hflip,scales", "--json", "--binary", "--bits", 16, "--threshold", 0.4)
     code, out, _ = camox("predict", run_folder, photographs / "[0-3].png", "--out", tmp_path / "out", *options)
     assert code == 0
-    assert "12 forward passes for each image" in out
+    assert "8 forward passes for each image" in out
     assert sorted(os.listdir(tmp_path / "out")) == ["0.png", "1.png", "2.png", "3.png", "binary", "objects.json"]
     objects = json.loads((tmp_path / "out" / "objects.json").read_text())
     assert objects["threshold"]["value"] == 0.4

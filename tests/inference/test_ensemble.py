@@ -34,18 +34,22 @@ def image():
 @pytest.mark.parametrize(
     ("names", "count", "sizes"),
     [
-        ((), 1, {64}),
-        (("hflip",), 2, {64}),
-        (("hflip", "vflip"), 4, {64}),
-        (("scales",), 3, {64, 32, 96}),
-        (("hflip", "vflip", "scales"), 12, {64, 32, 96}),
+        ((), 1, {96}),
+        (("hflip",), 2, {96}),
+        (("hflip", "vflip"), 4, {96}),
+        (("scales",), 3, {96, 64, 128}),
+        (("hflip", "vflip", "scales"), 12, {96, 64, 128}),
     ],
 )
 def test_views_are_all_combinations_and_the_plain_one_is_first(names, count, sizes):
-    found = views(64, names)
+    found = views(96, names)
     assert len(set(found)) == len(found) == count
     assert {view.size for view in found} == sizes
-    assert (found[0].size, found[0].axes) == (64, ())
+    assert (found[0].size, found[0].axes) == (96, ())
+
+
+def test_a_size_that_has_no_smaller_one_is_seen_once():
+    assert [view.size for view in views(64, ("scales",))] == [64, 96]
 
 
 def test_turning_a_view_back_gives_what_it_was():
