@@ -7,7 +7,7 @@ from pathlib import Path
 
 from camox.data.pairing import IMAGE_SUFFIXES
 from camox.errors import DataError
-from camox.tracking.console import Console
+from camox.tracking.console import Console, counted
 
 _WILDCARDS = frozenset("*?[")
 _SHOWN = 10
@@ -79,7 +79,7 @@ def _of_pattern(pattern: Path, out: Path, console: Console) -> list[InputImage]:
     inside = out.resolve()
     results = [path for path in files if path.resolve().is_relative_to(inside)]
     if results:
-        console.notice(f"{pattern}: {len(results)} files below {out}, where results go, are skipped")
+        console.notice(f"{pattern}: {counted(len(results), 'file')} skipped: below {out}, where results go")
     images = _images_among([path for path in files if path not in set(results)], str(pattern), console)
     if not images:
         raise DataError(
@@ -93,5 +93,5 @@ def _images_among(files: Sequence[Path], where: str, console: Console) -> list[P
     images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     others = [path.name for path in files if path.suffix.lower() not in IMAGE_SUFFIXES]
     if images and others:
-        console.notice(f"{where}: {len(others)} files are no images and are skipped: {listed(others)}")
+        console.notice(f"{where}: {counted(len(others), 'file')} skipped, no images by suffix: {listed(others)}")
     return images
