@@ -14,7 +14,8 @@ from camox.experiment import json_schema
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = ROOT / "experiments" / "quickstart.toml"
 VERBS = [
-    "train", "diagnose", "evaluate", "score", "predict", "report", "export", "inspect", "schema", "data check", "data preview",
+    "train", "diagnose", "evaluate", "score", "predict", "report", "export", "inspect", "schema",
+    "data check", "data preview",
 ]  # fmt: skip
 
 
