@@ -20,6 +20,7 @@ from camox.tracking.encoding import spell_out
 
 Weights = Literal["auto", "raw", "ema"]
 ProtocolName = Literal["camox", "pysod"]
+ExportFormat = Literal["onnx", "torch", "hub"]
 
 app = typer.Typer(
     name="camox",
@@ -36,13 +37,27 @@ data_app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 
-_Model = Annotated[Path, typer.Argument(metavar="CHECKPOINT_OR_RUN", help="A checkpoint, or a run's folder.")]
+_Model = Annotated[Path, typer.Argument(metavar="CHECKPOINT_OR_RUN", help="A checkpoint, a run's folder, an export.")]
 _Weights = Annotated[
     Weights, typer.Option(help="Raw or EMA weights; auto takes those that scored better on held-out data.")
 ]
 _ImageSize = Annotated[
     int | None,
     typer.Option(min=32, help="Size in pixels at which the model sees images; by default the one of training."),
+]
+_Tta = Annotated[
+    str,
+    typer.Option(
+        metavar="NAMES",
+        help="Test-time augmentation: hflip, vflip, scales, or several joined by commas. Twice the time for each flip, "
+        "three times for scales.",
+    ),
+]
+_With = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--with", metavar="CHECKPOINT_OR_RUN", help="A further model, whose maps are averaged in. May be repeated."
+    ),
 ]
 _Protocol = Annotated[ProtocolName, typer.Option(help="How maps become scores; pysod equals pysodmetrics.")]
 
@@ -217,12 +232,17 @@ def evaluate(
             "--corruptions", help="Also with blur, noise, JPEG and low light, each at 5 severities: 20 times."
         ),
     ] = False,
+    tta: _Tta = "",
+    together: _With = None,
 ) -> None:
     """Score checkpoints on images with ground truth."""
+    if together and len(models) > 1:
+        raise typer.BadParameter("joins one checkpoint: leave it out, or give one alone", param_hint="--with")
     if non_camouflaged and not data:
         raise typer.BadParameter("chooses among the images of --data: give that too", param_hint="--non-camouflaged")
     folders = _named_folders(data or [])
-    settings = (weights, batch_size, workers, protocol, image_size, None, None, non_camouflaged, corruptions)
+    of_data = (non_camouflaged, corruptions)
+    settings = (weights, batch_size, workers, protocol, image_size, None, None, *of_data, _names(tta))
     if len(models) > 1:
         from camox.inference.comparison import evaluate_several
 
@@ -230,7 +250,7 @@ def evaluate(
         return
     from camox.inference.evaluation import evaluate as evaluate_checkpoint
 
-    evaluate_checkpoint(models[0], folders, out, *settings)
+    evaluate_checkpoint(models[0], folders, out, *settings, together or ())
 
 
 @app.command(epilog="Example: `camox score --pred maps/NC4K --gt data/NC4K/GT --protocol pysod`")
@@ -254,21 +274,68 @@ def score(
     score_maps(pred, gt, out, protocol, workers, Console())
 
 
-@app.command(epilog="Example: `camox predict runs/quickstart photos --out masks --overlay`")
+@app.command(epilog="Example: `camox predict runs/quickstart 'photos/**/*.jpg' --out masks --overlay --tta hflip`")
 def predict(
     model: _Model,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGES", help="Image files, or folders of images.")],
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGES", help="Image files, folders of images, or quoted patterns; ** is folders of any depth."
+        ),
+    ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the masks.")],
-    overlay: Annotated[bool, typer.Option("--overlay", help="Also write images with the object outlined.")] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images that the model sees at once.")] = 1,
+    overlay: Annotated[
+        bool, typer.Option("--overlay", help="Also write DIR/overlays: images with the object outlined.")
+    ] = False,
+    binary: Annotated[
+        bool, typer.Option("--binary", help="Also write DIR/binary: 255 for object, 0 for the rest.")
+    ] = False,
+    objects: Annotated[
+        bool, typer.Option("--json", help="Also write DIR/objects.json: areas, boxes and scores of what is found.")
+    ] = False,
+    threshold: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|VALUE",
+            help="Probability from which on a pixel is object in overlays, binary masks and JSON; auto is the one with "
+            "the best IoU on held-out data.",
+        ),
+    ] = "auto",
+    tta: _Tta = "",
+    together: _With = None,
+    refine: Annotated[
+        Literal["none", "guided"],
+        typer.Option(help="guided: masks follow the edges of large photographs (needs kornia)."),
+    ] = "none",
+    bits: Annotated[str, typer.Option(metavar="8|16", help="Bits of a grey level of the masks.")] = "8",
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Images that are worked on at once [default: 8 on a GPU, threads of torch on a CPU]."),
+    ] = None,
     weights: _Weights = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that are there already.")] = False,
     image_size: _ImageSize = None,
 ) -> None:
-    """Write a mask for every image: a PNG of its size, 255 where the model is sure of an object."""
+    """Write a mask for every image: a grey PNG of its size, white where the model is sure of an object."""
     from camox.inference.predictor import predict as predict_images
 
-    predict_images(model, images, out, overlay, batch_size, weights, overwrite, image_size)
+    predict_images(
+        model,
+        images,
+        out,
+        overlay,
+        batch_size,
+        weights,
+        overwrite,
+        image_size,
+        ensemble=together or (),
+        tta=_names(tta),
+        threshold=_threshold(threshold),
+        binary=binary,
+        refinement=None if refine == "none" else refine,
+        bits=_bits(bits),
+        objects=objects,
+    )
 
 
 @app.command(epilog="Example: `camox report runs/quickstart runs/mine --out comparison.html`")
@@ -287,6 +354,39 @@ def report(
 
     place = write_report(runs, out, with_gallery=not without_gallery)
     Console().notice(f"{place} ({place.stat().st_size / 1e6:.1f} MB)")
+
+
+@app.command(epilog="Example: `camox export runs/quickstart --format onnx --out model.onnx`")
+def export(
+    model: _Model,
+    format: Annotated[
+        ExportFormat,
+        typer.Option(
+            help="onnx: one file for onnxruntime; torch: one .pt2 file, a program of torch.export; hub: a folder for "
+            "from_pretrained and the Hugging Face hub."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="PATH", help="The file, or for hub the folder.")],
+    weights: _Weights = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an export that is there already.")] = False,
+    license: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="Of a hub model: its licence, such as apache-2.0 [default: unknown]."),
+    ] = None,
+    push: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Upload a hub model, once it is written.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make the repository of --push a private one.")] = False,
+) -> None:
+    """Write a model for others to use, and say done once it agrees with the checkpoint.
+
+    Maps of both are compared on images of several sizes: a difference above 1e-3 ends with 2, and nothing is left.
+    """
+    from camox.inference.export import export as export_model
+    from camox.inference.hub import HubOptions
+
+    hub = HubOptions(license, push, private)
+    export_model(model, format, out, weights, overwrite, None if hub == HubOptions() else hub)
 
 
 @data_app.command("check", epilog="Example: `camox data check data/COD10K-v3 --out audit`")
@@ -369,3 +469,25 @@ def _named_folders(given: Sequence[str]) -> dict[str, Path]:
             raise typer.BadParameter(f"{name} is given twice", param_hint="--data")
         folders[name] = Path(path)
     return folders
+
+
+def _names(joined: str) -> list[str]:
+    return [name.strip() for name in joined.split(",") if name.strip()]
+
+
+def _threshold(text: str) -> float | Literal["auto"]:
+    if text == "auto":
+        return "auto"
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise typer.BadParameter(f"{text!r} is neither auto nor a number from 0 to 1", param_hint="--threshold")
+    return value
+
+
+def _bits(text: str) -> Literal[8, 16]:
+    if text not in ("8", "16"):
+        raise typer.BadParameter(f"{text!r} is neither 8 nor 16", param_hint="--bits")
+    return 8 if text == "8" else 16

@@ -9,9 +9,10 @@ python tools/benchmark.py compare OLD.json NEW.json
 Suites: `step`, a whole training step, and the trainer's loop; `moe`, the mixtures of experts alone; `loader`, files and
 the cache of resized images against a plain pipeline; `checkpoint`, how long saving keeps training waiting; `inspect`,
 the command that looks for NaN in a checkpoint (on Linux); `measures`, how far our measures are from pysodmetrics, and
-how long both take; `infer`, masks from images on one core, in units of a matrix product; `options`, what each choice
-made for speed gives; `memory`, what steps of the recipes take on a GPU, counted; `startup`, from a command to the first
-step; `scaling`, two processes against one; `gpu`, all that matters on one GPU, in eight minutes. docs/benchmarks.md
+how long both take; `infer`, masks from images on one core, in units of a matrix product; `predict`, `camox predict` of
+a folder against the bare network; `options`, what each choice made for speed gives; `memory`, what steps of the recipes
+take on a GPU, counted; `startup`, from a command to the first step; `scaling`, two processes against one; `gpu`, all
+that matters on one GPU, in eight minutes. docs/benchmarks.md
 says which question each answers, and how to read it.
 
 What is compared is timed in interleaved rounds, and judged by process time (on a GPU by its own clock), so that neither
@@ -49,6 +50,7 @@ from benchmarking.measures import measure_measures
 from benchmarking.memory import measure_memory
 from benchmarking.moe import measure_mixtures
 from benchmarking.options import measure_options
+from benchmarking.prediction import measure_prediction
 from benchmarking.report import Report, markdown_tables, show
 from benchmarking.scaling import measure_scaling
 from benchmarking.settings import PRECISIONS, Settings
@@ -69,6 +71,7 @@ SUITES: dict[str, Callable[[Settings], Report]] = {
     "startup": measure_startup,
     "scaling": measure_scaling,
     "infer": measure_inference,
+    "predict": measure_prediction,
     "gpu": measure_gpu,
 }
 ONE_THREAD = ("infer",)
@@ -80,6 +83,7 @@ USED = {
     "loader": ("image_size", "batch", "rounds"),
     "measures": ("device", "rounds"),
     "memory": ("device",),
+    "predict": ("device", "rounds"),
     "startup": ("rounds",),
 }
 """The settings that these suites have; the others have all but `megabytes`."""

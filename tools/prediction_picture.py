@@ -14,9 +14,9 @@ import torch
 from camox.data.sources import open_sources
 from camox.data.transforms import resize_image
 from camox.errors import CamoxError, DataError
+from camox.inference.forward import infer
 from camox.inference.loaded_model import load_model
 from camox.inference.pictures import prediction_panel
-from camox.inference.predictor import infer
 
 
 def main() -> int:

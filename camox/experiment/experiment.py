@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Self, cast
 
 import tomli_w
@@ -176,6 +176,17 @@ class Experiment(Table):
         """
         return tomli_w.dumps(_escaped(self.plain()))
 
+    def publishable(self) -> Self:
+        """The same experiment without what belongs to a machine or a person: for others to read, not to run at once.
+
+        Of paths that are absolute or leave their folder only the last part is kept; notes, and where results went, are
+        left out. Names of data, relative paths and ids of the hub stay.
+        """
+        plain = _without_places(self.plain())
+        plain["experiment"] = {**plain["experiment"], "output": "runs", "notes": ""}
+        plain["tracking"] = {key: value for key, value in plain.get("tracking", {}).items() if key != "entity"}
+        return type(self).model_validate(plain)
+
     def fingerprint(self) -> str:
         """Return the SHA-256, in hexadecimal, of all settings; equal exactly for equal experiments."""
         canonical = json.dumps(self.plain(), sort_keys=True, separators=(",", ":"), default=str)
@@ -193,6 +204,16 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
         elif ours != theirs:
             different.append(table)
     return different
+
+
+def _without_places(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_places(child) for key, child in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_without_places(child) for child in value)
+    if isinstance(value, str) and (value.startswith(("/", "~")) or ".." in PurePath(value).parts):
+        return PurePath(value).name or "data"
+    return value
 
 
 def _escaped(value: Any) -> Any:

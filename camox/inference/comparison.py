@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from camox.errors import DataError
+from camox.inference.ensemble import Ensemble
 from camox.inference.evaluation import Scoring, describe, evaluate_corrupted, introduce, require_folder
-from camox.inference.loaded_model import LoadedModel, Weights, load_model
+from camox.inference.loaded_model import LoadedModel, Weights
 from camox.inference.results import report_comparison, save_scores
 from camox.inference.scored_data import ScoredData, default_data, named_data
 from camox.inference.selection import identity
@@ -30,6 +31,7 @@ def evaluate_several(
     console: Console | None = None,
     non_camouflaged: bool = False,
     corruptions: bool = False,
+    tta: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Score checkpoints on the same data and compare them: each one's files in a folder of its own in `out`, and beside
     them comparison.json, .md, .tex and .png, with paired intervals of what each differs from the first.
@@ -45,7 +47,8 @@ def evaluate_several(
         raise DataError("several checkpoints have no run's folder in common that would take the scores: give --out DIR")
     require_folder(Path(out))
     scoring = Scoring(get_protocol(protocol), batch_size, workers, console)
-    models = [load_model(path, weights, image_size, device) for path in paths]
+    networks = [Ensemble.load(path, (), tta, weights, image_size, device) for path in paths]
+    models = [network.first for network in networks]
     labels = label_models(models)
     scored = [
         named_data(data, model.experiment, non_camouflaged) if data else default_data(model.experiment)
@@ -54,18 +57,23 @@ def evaluate_several(
     _require_same_data(labels, scored)
     compared: dict[str, dict[str, DatasetScores]] = {one.name: {} for one in scored[0]}
     notes = []
-    for path, label, model, of_model in zip(paths, labels, models, scored, strict=True):
-        introduce(model, of_model, console)
-        scores = {one.title: scoring.break_down(model, one) for one in of_model}
-        described = describe(scoring.protocol, path, model, of_model)
+    for path, label, network, of_model in zip(paths, labels, networks, scored, strict=True):
+        introduce(network, of_model, console)
+        scores = {one.title: scoring.break_down(network, one) for one in of_model}
+        described = describe(scoring.protocol, path, network, of_model)
         save_scores(scores, described, Path(out) / label)
         if corruptions:
-            evaluate_corrupted(model, of_model, scoring, described, Path(out) / label, console)
+            evaluate_corrupted(network, of_model, scoring, described, Path(out) / label, console)
         for one in of_model:
             # The part that images had in making this model stands behind its name, in every table.
             compared[one.name][label + one.title.removeprefix(one.name)] = scores[one.title]
         notes.append(_note(label, described))
-    shared = {**scoring.protocol.as_dict(), "label_masks": True, "precision": "fp32"}
+    shared = {
+        **scoring.protocol.as_dict(),
+        "label_masks": True,
+        "precision": "fp32",
+        "tta": list(networks[0].augmentations),
+    }
     return report_comparison(compared, shared, notes, out, console)
 
 

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from camox.data.loading import EvalBatch, EvalSet, eval_loader
 from camox.data.pairing import is_non_camouflaged
 from camox.errors import DataError
-from camox.inference.loaded_model import LoadedModel, Weights, load_model
-from camox.inference.predictor import Autocast, infer, require_finite
+from camox.inference.ensemble import Ensemble
+from camox.inference.forward import Autocast, infer, require_finite
+from camox.inference.loaded_model import LoadedModel, Weights
 from camox.inference.results import report
 from camox.inference.robustness import PASSES, measure_robustness, report_robustness
 from camox.inference.scored_data import ScoredData, default_data, named_data
@@ -62,23 +64,55 @@ def evaluate_model(
     model.eval()
     try:
         for batch in loader:
-            if batch.problems:
-                raise DataError("\n".join(batch.problems))
+            _require_readable(batch)
             output, maps = infer(model, batch.images, device, autocast)
             probabilities = maps.cpu().numpy()
             require_finite(probabilities, batch.names)
             if observe is not None:
                 observe(output, batch)
-            if maps.is_cuda:
-                evaluator.add_batch(batch.indices.tolist(), batch.names, batch.groups, maps, batch.truths)
-                done(len(batch.names))
-                continue
-            images = zip(batch.indices.tolist(), batch.names, batch.groups, batch.truths, strict=True)
-            for probability, (index, name, group, truth) in zip(probabilities, images, strict=True):
-                evaluator.add(index, name, group, probability, truth)
-                done(1)
+            _add(evaluator, batch, maps, done)
     finally:
         model.train(was_training)
+
+
+def evaluate_ensemble(
+    network: Ensemble,
+    loaders: Sequence[Iterable[EvalBatch]],
+    evaluator: Evaluator,
+    observe: Callable[[EvalBatch], None] | None = None,
+    done: Callable[[int], object] = lambda number: None,
+) -> None:
+    """Add every image to `evaluator`, as several models or views see it together.
+
+    loaders: the same batches of the same images at each of the `network.sizes`; each decodes them for itself. Raises as
+    `evaluate_model`.
+    """
+    for batches in zip(*loaders, strict=True):
+        first = batches[0]
+        _require_readable(first)
+        images = {size: batch.images.to(network.device) for size, batch in zip(network.sizes, batches, strict=True)}
+        maps = network.probabilities(images)
+        require_finite(maps.cpu().numpy(), first.names)
+        if observe is not None:
+            observe(first)
+        _add(evaluator, first, maps, done)
+
+
+def _require_readable(batch: EvalBatch) -> None:
+    if batch.problems:
+        raise DataError("\n".join(batch.problems))
+
+
+def _add(evaluator: Evaluator, batch: EvalBatch, maps: Tensor, done: Callable[[int], object]) -> None:
+    """Score maps, float32 [B, h, w], where they are."""
+    if maps.is_cuda:
+        evaluator.add_batch(batch.indices.tolist(), batch.names, batch.groups, maps, batch.truths)
+        done(len(batch.names))
+        return
+    images = zip(batch.indices.tolist(), batch.names, batch.groups, batch.truths, strict=True)
+    for probability, (index, name, group, truth) in zip(maps.numpy(), images, strict=True):
+        evaluator.add(index, name, group, probability, truth)
+        done(1)
 
 
 @dataclass(frozen=True)
@@ -95,41 +129,45 @@ class Scoring:
 
     def score(
         self,
-        loaded: LoadedModel,
+        network: Ensemble,
         dataset: EvalSet,
         name: str,
-        observe: Callable[[CamoXpertOutput, EvalBatch], None] | None = None,
+        observe: Callable[[EvalBatch], None] | None = None,
         measures: Sequence[str] = ALL_MEASURES,
     ) -> Evaluator:
         """Score every image of a dataset, shown under a name. Raises as `evaluate_model`."""
-        pin_memory = loaded.device.type == "cuda"
-        loader = eval_loader(dataset, range(len(dataset)), self.batch_size, self.workers, pin_memory)
         evaluator = Evaluator(self.protocol, measures)
+        loaders = [self._loader(network, dataset, size) for size in network.sizes]
         with self.console.counting(name, len(dataset)) as done:
-            evaluate_model(loaded.model, loader, evaluator, loaded.device, observe=observe, done=done)
+            evaluate_ensemble(network, loaders, evaluator, observe, done)
         apart = [name for name in dataset.source.names if is_non_camouflaged(name)]
         return set_apart(evaluator, apart) if apart else evaluator
 
-    def break_down(self, loaded: LoadedModel, data: ScoredData) -> DatasetScores:
+    def _loader(self, network: Ensemble, dataset: EvalSet, size: int) -> Iterable[EvalBatch]:
+        of_size = EvalSet(dataset.source, size, dataset.alter)
+        pin_memory = network.device.type == "cuda"
+        return eval_loader(of_size, range(len(of_size)), self.batch_size, self.workers, pin_memory)
+
+    def break_down(self, network: Ensemble, data: ScoredData) -> DatasetScores:
         """Score a dataset, with all that its tables show. Raises as `evaluate_model`."""
         shares: dict[int, float] = {}
 
-        def observe(output: CamoXpertOutput, batch: EvalBatch) -> None:
+        def observe(batch: EvalBatch) -> None:
             shares.update(zip(batch.indices.tolist(), (float(truth.mean()) for truth in batch.truths), strict=True))
 
-        dataset = EvalSet(data.source, loaded.image_size)
-        return summarise(self.score(loaded, dataset, f"scoring {data.name}", observe), shares)
+        dataset = EvalSet(data.source, network.first.image_size)
+        return summarise(self.score(network, dataset, f"scoring {data.name}", observe), shares)
 
-    def robustness(self, loaded: LoadedModel, data: ScoredData) -> dict[str, Any]:
+    def robustness(self, network: Ensemble, data: ScoredData) -> dict[str, Any]:
         """Score a dataset without corruption and with each; see `measure_robustness`."""
         with self.console.counting(f"corrupting {data.name}", PASSES, "passes") as done:
 
             def score(dataset: EvalSet, name: str, measures: Sequence[str]) -> Evaluator:
-                scored = self.score(loaded, dataset, name, measures=measures)
+                scored = self.score(network, dataset, name, measures=measures)
                 done()
                 return scored
 
-            return measure_robustness(score, EvalSet(data.source, loaded.image_size))
+            return measure_robustness(score, EvalSet(data.source, network.first.image_size))
 
 
 def evaluate(
@@ -145,6 +183,8 @@ def evaluate(
     console: Console | None = None,
     non_camouflaged: bool = False,
     corruptions: bool = False,
+    tta: Sequence[str] = (),
+    ensemble: Sequence[str | Path] = (),
 ) -> dict[str, Any]:
     """Score a checkpoint, in fp32, and write measures.json, per_image.csv, curves, table.md and table.tex.
 
@@ -163,31 +203,35 @@ def evaluate(
         console: where the tables go; standard output by default.
         non_camouflaged: also take COD10K's images without a camouflaged object from `data`; they are in no mean.
         corruptions: also score images made worse (`data.corruptions`), 20 times over, and write corruptions.json.
+        tta: test-time augmentations, see `inference.augmentation`.
+        ensemble: further checkpoints or runs, whose maps are averaged with those of `path`.
 
     Returns:
         What measures.json holds: `{"protocol": {...}, "datasets": {name: summary}}`. Beside the protocol's
-        own choices, "protocol" tells the checkpoint, its weights, what they were selected on, and the data.
+        own choices, "protocol" tells the checkpoint, its weights, what they were selected on, the data, and what
+        predicted with it.
 
     Raises:
-        CheckpointError, ExperimentError: as `load_model`; also where there is no place for the files.
+        CheckpointError, ExperimentError: as `Ensemble.load`; also where there is no place for the files.
         DataError: no data, data of no known layout, or an image or mask that cannot be read.
     """
     console = console or Console()
     scoring = Scoring(get_protocol(protocol), batch_size, workers, console)
-    loaded = load_model(path, weights, image_size, device)
+    network = Ensemble.load(path, ensemble, tta, weights, image_size, device)
+    loaded = network.first
     out = _destination(out, loaded, data)
     scored = named_data(data, loaded.experiment, non_camouflaged) if data else default_data(loaded.experiment)
-    introduce(loaded, scored, console)
-    datasets = {one.title: scoring.break_down(loaded, one) for one in scored}
-    described = describe(scoring.protocol, path, loaded, scored)
+    introduce(network, scored, console)
+    datasets = {one.title: scoring.break_down(network, one) for one in scored}
+    described = describe(scoring.protocol, path, network, scored)
     document = report(datasets, described, out, console)
     if corruptions:
-        evaluate_corrupted(loaded, scored, scoring, described, out, console)
+        evaluate_corrupted(network, scored, scoring, described, out, console)
     return document
 
 
 def evaluate_corrupted(
-    loaded: LoadedModel,
+    network: Ensemble,
     scored: Sequence[ScoredData],
     scoring: Scoring,
     described: Mapping[str, object],
@@ -195,13 +239,13 @@ def evaluate_corrupted(
     console: Console,
 ) -> None:
     """Score all data with every corruption and report it into `out`."""
-    found = {one.title: scoring.robustness(loaded, one) for one in scored}
+    found = {one.title: scoring.robustness(network, one) for one in scored}
     report_robustness(found, described, out, console)
 
 
-def introduce(loaded: LoadedModel, scored: Sequence[ScoredData], console: Console) -> None:
+def introduce(network: Ensemble, scored: Sequence[ScoredData], console: Console) -> None:
     """Say what is about to be scored, and what about the data a reader of the scores has to know."""
-    console.header(f"evaluate {loaded.checkpoint}", _header_rows(loaded, scored))
+    console.header(f"evaluate {network.first.checkpoint}", _header_rows(network, scored))
     for one in scored:
         for notice in one.source.notices:
             console.warning(f"{one.name}: {notice}")
@@ -229,19 +273,25 @@ def require_folder(folder: Path) -> None:
         raise DataError(f"{folder}: is a file: give a folder as --out")
 
 
-def _header_rows(loaded: LoadedModel, scored: Sequence[ScoredData]) -> list[tuple[str, object]]:
+def _header_rows(network: Ensemble, scored: Sequence[ScoredData]) -> list[tuple[str, object]]:
+    loaded = network.first
+    together = [("together with", f"{one.checkpoint}: {one.reason}") for one in network.members[1:]]
+    if network.augmentations:
+        together.append(("augmentation", ", ".join(network.augmentations)))
     return [
         ("checkpoint", f"epoch {loaded.epoch}, step {loaded.step}"),
         ("weights", loaded.reason),
         ("selected on", _selected_on(loaded)),
         ("device", loaded.device),
         ("image size", loaded.image_size),
+        *together,
         ("data", ", ".join(f"{one.name}: {len(one.source)} images" for one in scored)),
     ]
 
 
-def describe(protocol: Protocol, path: str | Path, loaded: LoadedModel, scored: Sequence[ScoredData]) -> dict[str, Any]:
+def describe(protocol: Protocol, path: str | Path, network: Ensemble, scored: Sequence[ScoredData]) -> dict[str, Any]:
     """The protocol with all else that a score depends on."""
+    loaded = network.first
     return {
         **protocol.as_dict(),
         # The loader reads {0, 1} masks as labels under either protocol.
@@ -252,6 +302,7 @@ def describe(protocol: Protocol, path: str | Path, loaded: LoadedModel, scored: 
         "weights": loaded.weights,
         "image_size": loaded.image_size,
         "precision": "fp32",
+        **network.describe(),
         "selected_on": {
             "data": _selected_on(loaded),
             "monitor": loaded.monitor,

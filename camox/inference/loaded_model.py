@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 
@@ -11,10 +11,12 @@ from camox.checkpoints.folders import CHECKPOINTS, is_better, resolve
 from camox.checkpoints.store import Checkpoint, read_checkpoint
 from camox.errors import CheckpointError
 from camox.experiment import Experiment
+from camox.inference.exported import Exported, open_exported
 from camox.models.camoxpert import CamoXpert
 
 Weights = Literal["auto", "raw", "ema"]
 _STEMS = {"raw": "model", "ema": "ema"}
+_PREFIXES = {"raw": "val", "ema": "val_ema"}
 _DEFAULT_MONITOR = "s_measure"
 
 
@@ -40,6 +42,8 @@ class LoadedModel:
     threshold: float = 0.5
     """Probability from which on a pixel is called object: that of the best mean IoU on held-out images, 0.5 where
     nobody knows it."""
+    threshold_reason: str = "0.5: nobody has chosen one on held-out images"
+    """Why this threshold, as a sentence to show."""
 
     @property
     def monitor(self) -> str:
@@ -55,6 +59,10 @@ def load_model(
 ) -> LoadedModel:
     """Load a checkpoint, or of a run's folder `best`, else `latest`; its files are verified first.
 
+    Exports too: an ONNX file, whose `model` has `logits` and `uncertainty` alone and runs on what onnxruntime has; a
+    folder that `camox export --format hub` wrote; and `owner/name` on the Hugging Face hub, where no such path exists.
+    These hold the weights chosen when they were exported.
+
     `weights` "auto" takes raw or EMA weights, whichever the manifest says scored better on held-out data.
     `image_size` is by default the one of the run's experiment. `device` is by default a GPU if there is one.
 
@@ -65,11 +73,15 @@ def load_model(
     """
     if weights not in get_args(Weights):
         raise ValueError(f"weights are auto, raw or ema, not {weights!r}")
+    exported = open_exported(path, device)
+    if exported is not None:
+        return _of_export(exported, weights, image_size)
     checkpoint = read_checkpoint(resolve(path))
     run = _run_of(checkpoint.path)
     experiment = _experiment_of(run)
     monitor = experiment.checkpoints.monitor if experiment else _DEFAULT_MONITOR
     chosen, reason = _choose_weights(checkpoint, weights, monitor)
+    threshold, threshold_reason = _threshold(checkpoint, chosen)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return LoadedModel(
         model=CamoXpert.from_pretrained(checkpoint.path, _STEMS[chosen]).to(device),
@@ -82,7 +94,29 @@ def load_model(
         epoch=checkpoint.manifest.epoch,
         run=run,
         experiment=experiment,
-        threshold=_threshold(checkpoint, chosen),
+        threshold=threshold,
+        threshold_reason=threshold_reason,
+    )
+
+
+def _of_export(exported: Exported, weights: Weights, image_size: int | None) -> LoadedModel:
+    facts = exported.facts
+    if facts is not None and weights not in ("auto", facts.weights):
+        raise CheckpointError(
+            f"{exported.path}: holds {facts.weights} weights alone: export again with --weights {weights}"
+        )
+    if facts is None and image_size is None:
+        raise CheckpointError(f"{exported.path}: the image size it was trained at is not known: give --image-size")
+    known = {"weights": "raw", "reason": "its only weights", "step": 0, "epoch": 0}
+    settings: dict[str, Any] = facts.of_loaded_model() if facts else known
+    return LoadedModel(
+        # What predicts and scores asks of a model, an ONNX model answers too.
+        model=cast(CamoXpert, exported.model),
+        device=exported.device,
+        checkpoint=exported.path,
+        run=None,
+        experiment=exported.experiment,
+        **(settings | ({"image_size": image_size} if image_size else {})),
     )
 
 
@@ -124,8 +158,7 @@ def _choose_weights(checkpoint: Checkpoint, weights: Weights, monitor: str) -> t
         return "raw", "raw weights: the checkpoint has no EMA"
     measured = checkpoint.manifest.measures
     validation = "validation on test images" if measured.get("val/selected_on_test") else "validation"
-    raw = measured.get(f"val/{monitor}", math.nan)
-    ema = measured.get(f"val_ema/{monitor}", math.nan)
+    raw, ema = (measured.get(f"{prefix}/{monitor}", math.nan) for prefix in _PREFIXES.values())
     if math.isnan(raw) and math.isnan(ema):
         return "raw", f"raw weights: neither raw nor EMA has a {monitor} of a validation"
     chosen = "ema" if is_better(ema, raw, monitor) else "raw"
@@ -133,10 +166,14 @@ def _choose_weights(checkpoint: Checkpoint, weights: Weights, monitor: str) -> t
     return chosen, f"{names[chosen]} weights: {monitor} in {validation} {_score(raw)} raw, {_score(ema)} EMA"
 
 
-def _threshold(checkpoint: Checkpoint, chosen: str) -> float:
-    """What the validation before the checkpoint found best for these weights."""
-    prefix = {"raw": "val", "ema": "val_ema"}[chosen]
-    return float(checkpoint.manifest.measures.get(f"{prefix}/threshold", 0.5))
+def _threshold(checkpoint: Checkpoint, chosen: str) -> tuple[float, str]:
+    """What the validation before the checkpoint found best for these weights, and a sentence that says so."""
+    measured = checkpoint.manifest.measures
+    threshold = measured.get(f"{_PREFIXES[chosen]}/threshold", math.nan)
+    if math.isnan(threshold):
+        return 0.5, "0.5: the checkpoint's card has none that was chosen on held-out images"
+    on = "test images that it was selected on" if measured.get("val/selected_on_test") else "held-out images"
+    return threshold, f"{threshold:.4f}: the best mean IoU of {on}"
 
 
 def _score(value: float) -> str:

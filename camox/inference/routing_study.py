@@ -11,8 +11,8 @@ from camox.data.loading import EvalBatch, EvalSet, eval_loader
 from camox.data.sources import open_sources
 from camox.errors import DataError
 from camox.experiment import Experiment
+from camox.inference.forward import require_finite
 from camox.inference.loaded_model import LoadedModel, load_model
-from camox.inference.predictor import require_finite
 from camox.measures.evaluator import Evaluator
 from camox.measures.routing import RoutedImages, kind_information, routing_measures
 from camox.models.camoxpert import CamoXpert

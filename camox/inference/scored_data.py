@@ -78,7 +78,7 @@ def default_data(experiment: Experiment | None) -> list[ScoredData]:
             "data; give --data NAME=PATH"
         )
     if not experiment.data.test:
-        return [_selection_data(experiment)]
+        return [selection_data(experiment)]
     return _opened([source.plain() for source in experiment.data.test], experiment)
 
 
@@ -101,7 +101,8 @@ def _sets(specification: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         yield {"layout": "folder", "images": str(part.images), "masks": str(part.masks), "name": part.name, **kept}
 
 
-def _selection_data(experiment: Experiment) -> ScoredData:
+def selection_data(experiment: Experiment) -> ScoredData:
+    """What the experiment selects checkpoints on. Raises DataError where it holds nothing out."""
     data = experiment.data
     if not data.val and not data.val_fraction:
         raise DataError(

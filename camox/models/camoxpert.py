@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from inspect import signature
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,7 @@ from camox.models.conversion import convert_state
 from camox.models.decoder import Decoder, SearchIdentification
 from camox.models.experts import EXPERTS
 from camox.models.moe import MixtureOfExperts, plan_dispatch
+from camox.models.pretrained import local_folder, push_folder, write_pretrained
 from camox.models.refinement import BoundaryUncertainty, Refinement, ReverseAttention, relative_deviation
 from camox.models.regions import split_regions
 from camox.models.router import RandomRouting, Router, Routing, StaticRouting
@@ -162,7 +164,7 @@ class CamoXpert(nn.Module):
 
         detail = self.reverse_attention(decoded[-1], deep[-1])
         boundary, log_variance = self.boundary(detail)
-        uncertainty = relative_deviation(log_variance, -(-height // 4), -(-width // 4))
+        uncertainty = relative_deviation(log_variance, (height + 3) // 4, (width + 3) // 4)
         logits, refinements = deep[-1], []
         for refine in self.refinements:
             # The uncertainty is told by its own score alone: it must not learn to flatter the refinement.
@@ -204,6 +206,20 @@ class CamoXpert(nn.Module):
         assert isinstance(balance, LoadBalance)
         return balance
 
+    def routing_margins(self, output: CamoXpertOutput) -> Tensor:
+        """Of each image `[B]`, the narrowest of its routers' choices in `output`; see `Router.margins`.
+
+        Infinite where no router chooses.
+        """
+        images = len(output.logits)
+        margins = [output.logits.new_full((images,), torch.inf)]
+        for stride, routing in output.routing.items():
+            router = self.routers[f"stride_{stride}"]
+            if isinstance(router, Router):
+                of_regions = router.margins(routing.raw_logits, self.balance(stride).bias)
+                margins.append(of_regions.view(images, -1).amin(dim=1))
+        return torch.stack(margins).amin(dim=0)
+
     @classmethod
     def from_experiment(cls, experiment: "Experiment") -> "CamoXpert":
         """Builds the network that an experiment's model table describes."""
@@ -238,18 +254,31 @@ class CamoXpert(nn.Module):
         )
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, weights: str = "model", **changes: Any) -> "CamoXpert":
-        """Loads `config.json` and `<weights>.safetensors` (`model` or `ema`) of a checkpoint folder; eval mode.
+    def from_pretrained(
+        cls,
+        path_or_id: str | Path,
+        weights: str = "model",
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        **changes: Any,
+    ) -> "CamoXpert":
+        """Loads `config.json` and `<weights>.safetensors` (`model` or `ema`) of a folder; eval mode.
 
+        The folder is a checkpoint, or one that `save_pretrained` or `camox export --format hub` wrote. What is no
+        folder and reads `owner/name` is a model of the Hugging Face hub: its files are fetched into `cache_dir`, at
+        `revision` (a branch, tag or commit), with `token` for a private one. No code is ever loaded from either.
         `changes` are arguments in place of those in `config.json`, such as `mode="dense"`: see `convert_state`.
 
         Raises:
-            CheckpointError: a file is missing, or does not fit.
+            CheckpointError: a file is missing, cannot be fetched, or does not fit.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        config_file, weights_file = Path(folder) / "config.json", Path(folder) / f"{weights}.safetensors"
+        folder = local_folder(path_or_id, weights, revision, token, cache_dir)
+        config_file, weights_file = folder / "config.json", folder / f"{weights}.safetensors"
         for file in (config_file, weights_file):
             if not file.is_file():
                 raise CheckpointError(f"{folder} has no {file.name}: give the folder of a camox checkpoint")
@@ -266,6 +295,33 @@ class CamoXpert(nn.Module):
         except (OSError, ValueError, SafetensorError, RuntimeError, TypeError) as error:
             raise CheckpointError(f"{folder} cannot be loaded as a camox model: {error}") from error
         return model.eval()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes `config.json`, `model.safetensors` and, where there is none, a short model card as `README.md`.
+
+        `camox export --format hub` also writes what is known of the run: measures, threshold, image size.
+
+        Raises:
+            CheckpointError: the disk refuses.
+        """
+        write_pretrained(Path(folder), self.config, self.state_dict())
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        token: str | None = None,
+        private: bool | None = None,
+        commit_message: str = "Upload a camox model",
+    ) -> str:
+        """Uploads what `save_pretrained` writes as `owner/name`, which is made if there is none; gives its address.
+
+        Raises:
+            CheckpointError: the hub refuses, or cannot be reached.
+        """
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return push_folder(Path(folder), repo_id, token, private, commit_message)
 
     def _route(self, images: Tensor, features: list[Tensor]) -> dict[int, Routing]:
         routing = {}

@@ -96,19 +96,18 @@ class FrequencyExpert(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         entered = self.enter(x)
         with torch.autocast(x.device.type, enabled=False):
-            spectrum = torch.fft.rfft2(entered.float(), norm="ortho")
-            spectrum = spectrum * self._gain_map(*x.shape[-2:])
-            filtered = torch.fft.irfft2(spectrum, s=x.shape[-2:], norm="ortho")
+            filtered = self._filter(entered.float())
         return self.mix(torch.cat([entered, filtered.to(entered.dtype)], dim=1))
+
+    def _filter(self, x: Tensor) -> Tensor:
+        spectrum = torch.fft.rfft2(x, norm="ortho") * self._gain_map(*x.shape[-2:])
+        return torch.fft.irfft2(spectrum, s=x.shape[-2:], norm="ortho")
 
     def _gain_map(self, height: int, width: int) -> Tensor:
         """Gains `[C, H, W//2+1]`: linear between radial bands, linear and periodic between orientations."""
         gains = self.gains.float()
         radial, angular = gains.shape[1:]
-        # Not fftfreq, though the same bits: torch.compile would make a kernel for every size.
-        rows = torch.arange(height, device=gains.device)[:, None]
-        vertical = torch.where(rows > (height - 1) // 2, rows - height, rows) * (1 / height)
-        horizontal = torch.arange(width // 2 + 1, device=gains.device)[None, :] * (1 / width)
+        vertical, horizontal = self._cycles(height, width)
         radius = (vertical.square() + horizontal.square()).sqrt() / 0.5**0.5 * (radial - 1)
         angle = torch.atan2(vertical, horizontal) / torch.pi % 1.0 * angular  # orientation: period pi
         low_radius, low_angle = radius.floor().long().clamp(max=radial - 2), angle.floor().long() % angular
@@ -119,6 +118,14 @@ class FrequencyExpert(nn.Module):
                 corner = gains[:, low_radius + step_r, (low_angle + step_a) % angular]
                 total = total + corner * (weight_r * weight_a)
         return _share_gains(total, torch.arange(width // 2 + 1, device=gains.device) * 2 == width)
+
+    def _cycles(self, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """Cycles per pixel of the half spectrum, along columns `[H, 1]` and along rows `[1, W//2+1]`."""
+        # Not fftfreq, though the same bits: torch.compile would make a kernel for every size.
+        rows = torch.arange(height, device=self.gains.device)[:, None]
+        vertical = torch.where(rows > (height - 1) // 2, rows - height, rows) * (1 / height)
+        horizontal = torch.arange(width // 2 + 1, device=self.gains.device)[None, :] * (1 / width)
+        return vertical, horizontal
 
 
 class AttentionExpert(nn.Module):
@@ -185,7 +192,7 @@ class PatchFrequencyExpert(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         gate, value = self.local(self._filter(self.enter(x))).chunk(2, dim=1)
         # Without the norm the product would grow as the square of x, and overflow fp16 at 256.
-        gate = F.gelu(self.norm(gate)).to(value.dtype)
+        gate = F.gelu(self._normalise(gate)).to(value.dtype)
         return self.mix(gate * value)
 
     def _filter(self, x: Tensor) -> Tensor:
@@ -193,12 +200,19 @@ class PatchFrequencyExpert(nn.Module):
         padded = _continue_border(x, 0, -width % self.patch, 0, -height % self.patch)
         with torch.autocast(x.device.type, enabled=False):
             patches = padded.float().unflatten(3, (-1, self.patch)).unflatten(2, (-1, self.patch))
-            # Along columns and rows in turn: rfft2 of so small a patch takes a fifth longer.
-            spectrum = torch.fft.fft(torch.fft.rfft(patches, dim=5, norm="ortho"), dim=3, norm="ortho")
-            spectrum = torch.fft.ifft(spectrum * self._symmetric_gains(), dim=3, norm="ortho")
-            patches = torch.fft.irfft(spectrum, n=self.patch, dim=5, norm="ortho")
-            filtered = patches.flatten(4, 5).flatten(2, 3)[..., :height, :width]
+            filtered = self._filter_patches(patches).flatten(4, 5).flatten(2, 3)[..., :height, :width]
         return filtered.to(x.dtype)
+
+    def _normalise(self, gate: Tensor) -> Tensor:
+        normalised: Tensor = self.norm(gate)
+        return normalised
+
+    def _filter_patches(self, patches: Tensor) -> Tensor:
+        """`[B, 2C, rows of patches, 8, columns of patches, 8]`, fp32."""
+        # Along columns and rows in turn: rfft2 of so small a patch takes a fifth longer.
+        spectrum = torch.fft.fft(torch.fft.rfft(patches, dim=5, norm="ortho"), dim=3, norm="ortho")
+        spectrum = torch.fft.ifft(spectrum * self._symmetric_gains(), dim=3, norm="ortho")
+        return torch.fft.irfft(spectrum, n=self.patch, dim=5, norm="ortho")
 
     def _symmetric_gains(self) -> Tensor:
         """The filter `[2C, 1, 8, 1, 5]`."""
@@ -244,6 +258,9 @@ def _attend_channels(query: Tensor, key: Tensor, value: Tensor, temperature: Ten
         query_rows, key_rows, value_rows = (
             part.float().unflatten(1, (len(temperature), -1)).flatten(3) for part in (query, key, value)
         )  # each [B, heads, C/heads, pixels]
+        if torch.compiler.is_exporting():
+            # What the product does to parts of one tensor, but for a single image: an export would be of either case.
+            value_rows = value_rows.contiguous()
         query_rows, key_rows = F.normalize(query_rows, dim=-1), F.normalize(key_rows, dim=-1)
         attention = (query_rows @ key_rows.transpose(-2, -1) * temperature.float()).softmax(dim=-1)
         attended = attention @ value_rows
@@ -252,7 +269,7 @@ def _attend_channels(query: Tensor, key: Tensor, value: Tensor, temperature: Ten
 
 def _continue_border(x: Tensor, left: int, right: int, top: int, bottom: int) -> Tensor:
     """`F.pad` with `mode="replicate"`."""
-    if not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
         return F.pad(x, (left, right, top, bottom), mode="replicate")
     # Inductor takes the gradient of that padding for contiguous, and stops where it is NHWC (torch 2.15, CPU).
     x = torch.cat([x[..., :1].expand(*x.shape[:3], left), x, x[..., -1:].expand(*x.shape[:3], right)], dim=3)

@@ -1,7 +1,7 @@
 """The mixture at one scale: images sorted by expert, each expert run once on its own sub-batch."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,8 @@ class MixtureOfExperts(nn.Module):
         gradient_checkpointing: compute each expert again in the backward pass.
     """
 
+    kinds: ClassVar[dict[str, type[nn.Module]]] = EXPERTS
+
     def __init__(
         self,
         channels: int,
@@ -58,10 +60,10 @@ class MixtureOfExperts(nn.Module):
         self.grid = grid
         self.gradient_checkpointing = gradient_checkpointing
         self.norm = nn.GroupNorm(8, channels)
-        self.experts = nn.ModuleDict({name: EXPERTS[name](channels) for name in experts})
+        self.experts = nn.ModuleDict({name: self.kinds[name](channels) for name in experts})
         # A small start: the mixture begins near the identity and the task decides how much of it to use.
         self.scale = nn.Parameter(torch.full((1, channels, 1, 1), 0.1))
-        self.shared = EXPERTS["hybrid"](channels) if shared else None
+        self.shared = self.kinds["hybrid"](channels) if shared else None
         self.shared_scale = nn.Parameter(torch.full((1, channels, 1, 1), 0.1)) if shared else None
 
     def forward(self, x: Tensor, routing: Routing, dispatch: Dispatch | None) -> Tensor:

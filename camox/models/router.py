@@ -88,6 +88,17 @@ class Router(nn.Module):
                 weights, probabilities = weights.clamp(min=self.prob_floor), probabilities.clamp(min=self.prob_floor)
             return Routing(raw, probabilities, selected, weights)
 
+    def margins(self, raw_logits: Tensor, bias: Tensor) -> Tensor:
+        """By how much the last of the chosen beat the first of the others, `[N]`, in units of a logit.
+
+        Infinite where all are chosen. In evaluation, where nothing is drawn; next to zero, rounding decides the choice.
+        """
+        scores = self._limit(raw_logits) + bias
+        if scores.shape[1] == self.top_k:
+            return scores.new_full(scores.shape[:1], torch.inf)
+        best = scores.topk(self.top_k + 1, dim=1).values
+        return best[:, self.top_k - 1] - best[:, self.top_k]
+
     def _raw_logits(self, features: Tensor) -> Tensor:
         deviation, mean = torch.std_mean(features, dim=(2, 3), correction=0)
         summary = self.norm(torch.cat([mean, deviation], dim=1))

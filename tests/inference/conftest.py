@@ -34,7 +34,7 @@ epochs = 2
 # EMA is better by the monitor in the first epoch, raw weights in the second.
 MEASURES = {
     "epoch_0001": {"val/s_measure": 0.5, "val_ema/s_measure": 0.6, "val/mae": 0.1, "val_ema/mae": 0.2},
-    "epoch_0002": {"val/s_measure": 0.7, "val_ema/s_measure": 0.6},
+    "epoch_0002": {"val/s_measure": 0.7, "val_ema/s_measure": 0.6, "val/threshold": 0.3, "val_ema/threshold": 0.6},
 }
 
 

@@ -32,9 +32,51 @@ def test_predict_takes_the_options(camox, run_folder, photographs, tmp_path):
     code, out, _ = camox(*arguments, "--overlay", "--weights", "raw", "--image-size", 96)
     assert code == 0
     assert "raw weights, as asked for; images at 96 px" in out
-    assert len(os.listdir(tmp_path / "out")) == 4
+    assert sorted(os.listdir(tmp_path / "out")) == ["0.png", "1.png", "overlays"]
     assert camox(*arguments)[0] == 2
     assert camox(*arguments, "--overwrite")[0] == 0
+
+
+def test_predict_takes_patterns_ensembles_and_augmentations(camox, run_folder, photographs, tmp_path):
+    other = run_folder / "checkpoints" / "epoch_0002"
+    options = ("--with", other, "--tta", "hflip,scales", "--json", "--binary", "--bits", 16, "--threshold", 0.4)
+    code, out, _ = camox("predict", run_folder, photographs / "[0-3].png", "--out", tmp_path / "out", *options)
+    assert code == 0
+    assert "8 forward passes for each image" in out
+    assert sorted(os.listdir(tmp_path / "out")) == ["0.png", "1.png", "2.png", "3.png", "binary", "objects.json"]
+    objects = json.loads((tmp_path / "out" / "objects.json").read_text())
+    assert objects["threshold"]["value"] == 0.4
+    assert objects["tta"] == ["hflip", "scales"]
+    assert objects["ensemble"][0]["checkpoint"] == str(other)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--tta", "rotate"), "no test-time augmentation rotate: there are hflip, vflip, scales"),
+        (("--threshold", "1.5"), "neither auto nor a number"),
+        (("--threshold", "half"), "neither auto nor a number"),
+        (("--bits", "12"), "neither 8 nor 16"),
+        (("--with", "nowhere"), "nowhere"),
+    ],
+)
+def test_predict_refuses_what_is_no_choice(camox, run_folder, photographs, tmp_path, options, message):
+    code, _, err = camox("predict", run_folder, photographs, "--out", tmp_path / "out", *options)
+    assert code == 2
+    assert message in " ".join(err.replace("│", " ").split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_evaluate_tells_what_predicted_together(camox, run_folder, pairs, tmp_path):
+    data = ("--data", f"X={pairs}", "--workers", 0)
+    other = run_folder / "checkpoints" / "epoch_0002"
+    assert camox("evaluate", run_folder, *data, "--out", tmp_path / "one", "--with", other, "--tta", "hflip")[0] == 0
+    protocol = json.loads((tmp_path / "one" / "measures.json").read_text())["protocol"]
+    assert (protocol["tta"], protocol["average"]) == (["hflip"], "probability")
+    assert [one["checkpoint"] for one in protocol["ensemble"]] == [str(other)]
+    code, _, err = camox("evaluate", run_folder, other, *data, "--out", tmp_path / "two", "--with", other)
+    assert code == 2
+    assert "joins one checkpoint" in err
 
 
 def test_predict_ends_with_2_for_an_unreadable_image(camox, run_folder, photographs, tmp_path):

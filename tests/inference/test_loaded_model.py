@@ -58,12 +58,15 @@ def test_the_weights_asked_for_are_loaded(run_folder, weights):
 def test_the_threshold_is_that_of_the_chosen_weights(run_folder):
     found = {"val/threshold": 0.25, "val_ema/threshold": 0.75}
     edit_manifest(run_folder / "checkpoints" / "epoch_0001", lambda manifest: manifest["measures"].update(found))
-    assert load_model(run_folder, "raw").threshold == 0.25
-    assert load_model(run_folder, "ema").threshold == 0.75
+    raw, ema = load_model(run_folder, "raw"), load_model(run_folder, "ema")
+    assert (raw.threshold, ema.threshold) == (0.25, 0.75)
+    assert "0.7500: the best mean IoU of held-out images" in ema.threshold_reason
 
 
 def test_without_a_validation_the_threshold_is_one_half(run_folder):
-    assert load_model(run_folder).threshold == 0.5
+    loaded = load_model(run_folder)
+    assert loaded.threshold == 0.5
+    assert "has none that was chosen" in loaded.threshold_reason
 
 
 def test_without_scores_raw_weights_are_taken_and_it_is_said(run_folder):

@@ -3,10 +3,15 @@ import os
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from camox.data.transforms import resize_image
 from camox.errors import CheckpointError, DataError
+from camox.inference.ensemble import Ensemble
+from camox.inference.inputs import find_images
+from camox.inference.outputs import make_folders, plan
+from camox.inference.pipeline import Settings, _in_batches
 from camox.inference.predictor import load_model, predict, require_finite
 from camox.measures.evaluator import resize_probability
 from camox.tracking.console import Console
@@ -43,12 +48,45 @@ def read(path):
         return image.mode, np.asarray(image)
 
 
-def test_batches_of_one_and_of_eight_give_the_same_files(loaded, photographs, tmp_path):
-    for batch_size in (1, 8):
-        predict(loaded, photographs, tmp_path / str(batch_size), batch_size=batch_size)
+@pytest.fixture
+def threads():
+    """Sets torch's number of threads for a test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_neither_batch_nor_threads_nor_other_files_change_a_byte(loaded, photographs, tmp_path, threads, bits):
+    options = {"bits": bits, "overlay": True, "binary": True, "tta": ["hflip"]}
+    folders = []
+    for batch_size, number in ((1, 1), (8, 1), (8, 3), (None, 2)):
+        threads(number)
+        folders.append(tmp_path / f"{batch_size} {number}")
+        predict(loaded, photographs, folders[-1], batch_size=batch_size, **options)
+        assert torch.get_num_threads() == number
+    folders.append(tmp_path / "alone")
     for path in photographs.iterdir():
-        alone, together = (read(tmp_path / size / path.name)[1].astype(int) for size in ("1", "8"))
-        # Sums of another batch may be rounded otherwise, which can tip a value over to the next grey level.
+        predict(loaded, path, folders[-1], **options)
+    contents = [{path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.png")} for folder in folders]
+    assert len(contents[0]) == 24
+    assert all(one == contents[0] for one in contents[1:])
+
+
+def test_batches_as_a_gpu_takes_them_give_the_same_masks(loaded, photographs, tmp_path):
+    """Sums of another batch may be rounded otherwise, which can tip a value over to the next grey level."""
+    (photographs / "3.png").write_bytes(b"no image")
+    predicted = tmp_path / "predicted"
+    with pytest.raises(DataError, match="1 of 8"):
+        predict(loaded, photographs, predicted)
+    out = tmp_path / "batches"
+    jobs = plan(find_images(photographs, out, Console(active=False)), out, False, False, False, False)
+    make_folders(jobs, out)
+    done = list(_in_batches(Ensemble((loaded,)), jobs, Settings(0.5, 8, None, objects=True), 3))
+    assert [one.job for one in done] == jobs
+    assert [bool(one.problem) for one in done] == [number == 3 for number in range(8)]
+    for path in predicted.iterdir():
+        alone, together = (read(folder / path.name)[1].astype(int) for folder in (predicted, out))
         assert np.abs(alone - together).max() <= 1
         assert (alone == together).mean() > 0.999
 
@@ -117,7 +155,7 @@ def test_overlays_have_the_images_size(run_predict, photographs, tmp_path):
     written = run_predict(photographs, overlay=True)
     assert len(written) == 16
     for path in photographs.iterdir():
-        mode, picture = read(tmp_path / "out" / f"{path.stem}_overlay.png")
+        mode, picture = read(tmp_path / "out" / "overlays" / path.name)
         assert mode == "RGB"
         assert picture.shape == read(path)[1].shape
 
@@ -162,10 +200,33 @@ def test_two_images_of_one_stem_are_refused(run_predict, photographs, save, tmp_
     assert not (tmp_path / "out").exists()
 
 
-def test_a_mask_and_an_overlay_of_one_name_are_refused(run_predict, photographs, save):
-    save(photographs / "0_overlay.png", noise(20, 20, 3))
-    with pytest.raises(DataError, match="0_overlay"):
-        run_predict(photographs, overlay=True)
+def test_only_maps_lie_in_the_folder_itself_so_that_it_can_be_scored(run_predict, photographs, tmp_path):
+    run_predict(photographs, overlay=True, binary=True)
+    files = sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_file())
+    assert files == sorted(os.listdir(photographs))
+
+
+@pytest.mark.parametrize("threshold", ["auto", 0.45])
+def test_a_binary_mask_is_the_map_from_the_threshold_on(run_predict, photographs, tmp_path, loaded, threshold):
+    run_predict(photographs, binary=True, bits=16, threshold=threshold)
+    value = loaded.threshold if threshold == "auto" else threshold
+    for path in photographs.iterdir():
+        probability = read(tmp_path / "out" / path.name)[1] / 65535
+        mode, mask = read(tmp_path / "out" / "binary" / path.name)
+        assert mode == "L"
+        sure = np.abs(probability - value) > 1 / 65535  # nearer ones may have been rounded across it
+        np.testing.assert_array_equal(mask[sure], np.where(probability >= value, 255, 0)[sure])
+
+
+def test_sixteen_bits_are_finer_levels_of_the_same_map(run_predict, photographs, tmp_path):
+    run_predict(photographs)
+    coarse = {path.name: read(tmp_path / "out" / path.name)[1] for path in photographs.iterdir()}
+    run_predict(photographs, bits=16, overwrite=True)
+    for name, levels in coarse.items():
+        mode, fine = read(tmp_path / "out" / name)
+        assert mode.startswith("I")
+        assert np.abs(fine / 257 - levels).max() <= 0.51
+        assert len(np.unique(fine)) > len(np.unique(levels))
 
 
 def test_results_are_not_overwritten_unless_asked(run_predict, photographs, tmp_path):

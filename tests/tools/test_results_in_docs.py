@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import ablation_tables
+import inference_options
 import stability_page
 from benchmarking import report
 from pages import read_block
@@ -22,6 +23,8 @@ TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "moe": ("model.md", report.markdown_tables),
     "ablation": ("model.md", ablation_tables.markdown_tables),
     "infer": ("benchmarks.md", report.markdown_tables),
+    "predict": ("inference.md", report.markdown_tables),
+    "inference_options": ("inference.md", inference_options.markdown_tables),
     "measures": ("measures.md", report.markdown_tables),
     "memory": ("memory.md", report.markdown_tables),
     "options": ("performance.md", report.markdown_tables),

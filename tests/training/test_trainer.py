@@ -96,7 +96,7 @@ def test_the_names_of_the_contract_are_logged(tiny_experiment):
         *(f"grad_norm/{group}" for group in ("total", "backbone", "router", "experts", "head")),
         "grad_norm/clipped/router", "grad_norm/clipped/rest", "amp/scale", "amp/skip_rate", "amp/skipped_steps",
         *(f"router/{name}" for name in ("warmup_factor", "load_balance", "z_loss", "coefficient")),
-        *(f"{prefix}/{name}" for prefix in ("val", "val_ema") for name in (*MEASURES, "loss")),
+        *(f"{prefix}/{name}" for prefix in ("val", "val_ema") for name in (*MEASURES, "loss", "threshold")),
         "stability/skipped_batches", "stability/rollbacks", "stability/events",
         "checkpoint/seconds", "checkpoint/blocked_seconds", *terms,
     }  # fmt: skip
@@ -110,6 +110,16 @@ def test_the_names_of_the_contract_are_logged(tiny_experiment):
         expected |= {f"val/router/stride_{stride}/{name}" for name in measured | {"kind_information", "churn"}}
     expected |= {"val/router/collapsed"}
     assert expected <= names, sorted(expected - names)
+
+
+def test_the_threshold_of_held_out_images_is_in_the_card_of_a_checkpoint(tiny_experiment):
+    run = train(tiny_experiment())
+    validated = [row for row in rows(run) if "val/iou" in row][-1]
+    measures = json.loads((run / "checkpoints" / "epoch_0002" / "manifest.json").read_text())["measures"]
+    for name in ("val/threshold", "val_ema/threshold"):
+        assert 0 < measures[name] < 1
+        assert measures[name] == validated[name]
+    assert not any("iou_max" in name for name in measures)  # counted for it, and not asked for
 
 
 def test_nobody_works_out_how_the_averaged_weights_route(tiny_experiment, monkeypatch):

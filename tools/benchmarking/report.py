@@ -83,6 +83,8 @@ def markdown_tables(document: Mapping[str, Any]) -> str:
     machine, versions, settings = document["machine"], document["versions"], document["settings"]
     if "parts" in document["results"]:
         sizes = f"{settings['backbone']}, width {settings['width']}"
+    elif "prediction" in document["results"]:
+        sizes = "Model of experiments/quickstart.toml, 100 images of five sizes"
     elif "megabytes" in settings:
         sizes = f"{settings['megabytes']} MB of weights"
     elif settings.keys() == {"rounds"}:
