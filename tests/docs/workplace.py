@@ -73,6 +73,8 @@ def furnish(folder: Path) -> None:
         (None, "maps/b", 3),
     ):
         _paint(folder, images, masks, seed)
+    for name in ("a.jpg", "b.png"):
+        Image.open(folder / "photos" / "moth_10.jpg").save(folder / name)
     (folder / "experiments").mkdir()
     for recipe in (ROOT / "experiments").glob("*.toml"):
         text = recipe.read_text() if recipe.stem == "base" else _EXPERIMENT.format(name=recipe.stem, sources=_SOURCES)

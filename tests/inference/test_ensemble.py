@@ -14,6 +14,7 @@ from camox.inference.loaded_model import load_model
 from camox.inference.pipeline import probability_map
 from camox.measures.evaluator import Evaluator
 from camox.measures.protocol import get_protocol
+from camox.tracking.console import Console
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +109,8 @@ def test_evaluation_sees_the_maps_that_prediction_writes(loaded, other):
     """Each model and each scale is shown the image resized from its own pixels, not from another size."""
     source = open_source({"synthetic": "habitats", "count": 3, "size": 80, "seed": 3, "empty": 0.0})
     network = Ensemble((loaded, other), ("hflip", "scales"))
-    scored = Scoring(get_protocol("camox"), batch_size=1, workers=0).score(network, EvalSet(source, 64))
+    scoring = Scoring(get_protocol("camox"), batch_size=1, workers=0, console=Console(active=False))
+    scored = scoring.score(network, EvalSet(source, 64), "habitats")
     expected = Evaluator("camox")
     for index in range(len(source)):
         sample = source[index]

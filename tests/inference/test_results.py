@@ -1,4 +1,5 @@
 import io
+import re
 
 import numpy as np
 import pytest
@@ -41,10 +42,10 @@ def test_half_an_interval_stands_beside_a_score_or_below_it(width):
         evaluator.add(index, str(index), "", 0.9 * truth.astype(float) + 0.05, truth)
         shares[index] = float(truth.mean())
     scores, stream = summarise(evaluator, shares), io.StringIO()
-    report({NAME: scores, "NC4K": scores}, {"name": "camox"}, None, Console(stream=stream, width=width))
+    report({NAME: scores, "NC4K": scores}, {"name": "camox"}, None, Console(stream=stream, terminal=True, width=width))
     low, high = scores.summary["intervals"]["s_measure"]
     value, half = f"{scores.summary['s_measure']:.4f}", f"±{(high - low) / 2:.3f}"
-    lines = [line.split() for line in stream.getvalue().splitlines()]
+    lines = [line.split() for line in re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue()).splitlines()]
     at = next(i for i, words in enumerate(lines) if words[:1] == ["S"])
     beside = ["S", value, half, value, half]
     assert lines[at] == beside if width == 80 else lines[at] + lines[at + 1] == ["S", value, value, half, half]
