@@ -177,11 +177,13 @@ class Console:
 
     def checkpoint(self, folder: str | Path, *, seconds: float, note: str = "") -> None:
         """Say that a checkpoint is on disk; `note` may say why it is kept, such as "best s_measure 0.712"."""
-        text = Text("saved ", style="green").append(str(folder), style="default")
-        text.append(f"  {seconds:.1f} s", style="dim")
-        if note:
-            text.append(f"  {note}", style="bold")
-        self._out.print(text, soft_wrap=True)
+        place = Text.assemble(("saved ", "green"), str(folder))
+        rest = Text.assemble((f"  {seconds:.1f} s", "dim"), (f"  {note}" if note else "", "bold"))
+        if self._is_live and len(place) + len(rest) > self._out.width:
+            self._out.print(place, soft_wrap=True)
+            self._out.print(Text("    ").append_text(rest), soft_wrap=True)
+        else:
+            self._out.print(place + rest, soft_wrap=True)
 
     def verdict(
         self,

@@ -292,6 +292,16 @@ def test_a_terminal_breaks_lines_between_words_and_leaves_paths_and_commands_who
         assert all(len(line) <= width for line in text.splitlines() if line not in allowed)
 
 
+def test_a_note_on_a_checkpoint_is_not_torn():
+    for width, lines in ((40, 2), (100, 1)):
+        stream = io.StringIO()
+        console = Console(stream=stream, terminal=True, width=width)
+        console.checkpoint("runs/x/checkpoints/epoch_0005", seconds=1.23, note="best s_measure 0.712")
+        text = without_codes(stream.getvalue())
+        assert len(text.splitlines()) == lines
+        assert max(map(len, text.splitlines())) <= width
+
+
 def test_a_log_has_lines_of_any_length_and_tables_that_are_not_folded():
     stream = io.StringIO()
     console = Console(stream=stream, terminal=False, width=80)
