@@ -42,7 +42,7 @@ def main() -> int:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
     results = {
-        "command": " ".join(["python", "tools/export_parity.py", options.run.name, f"--images {options.images}"]),
+        "command": f"python tools/export_parity.py {options.run} --images {options.images} --json {options.json}",
         "machine": machine() | {"threads": torch.get_num_threads()},
         "versions": versions(("torch", "timm", "onnx", "onnxruntime", "onnxscript", "camox")),
         **measured,

@@ -35,7 +35,6 @@ NOT_TYPED = {
     r"wandb |pgrep ": "it needs the network, or a run that hangs",
     r"python -m pytest tests/gpu": "it needs a GPU",
 }
-SLOW = r"camox (train|diagnose|export)|.*--corruptions|camox evaluate \S+ runs/|.*--workers 4|python tools/"
 FIRST_START = r"camox train (?!.*--(resume|check|profile))"
 EXIT_CODES = {r"camox diagnose": {0, 1}}
 
@@ -44,12 +43,8 @@ def reason_not_to(command: Command) -> str | None:
     return next((reason for pattern, reason in NOT_TYPED.items() if re.match(pattern, command.text)), None)
 
 
-def _marked(command: Command):
-    return pytest.param(command, marks=[pytest.mark.slow] if re.match(SLOW, command.text) else [], id=command.text)
-
-
 WHOLE = {command.text: command for command in COMMANDS if not command.is_a_pattern}
-TYPED = [_marked(command) for command in WHOLE.values() if reason_not_to(command) is None]
+TYPED = [command for command in WHOLE.values() if reason_not_to(command) is None]
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +62,8 @@ def workplace(furnished, tmp_path, monkeypatch):
     return folder
 
 
-@pytest.mark.parametrize("command", TYPED)
+@pytest.mark.slow
+@pytest.mark.parametrize("command", TYPED, ids=lambda command: command.text)
 def test_it_can_be_typed(command, workplace, capsys):
     words = shlex.split(command.text.partition(" > ")[0])
     codes = next((codes for pattern, codes in EXIT_CODES.items() if re.match(pattern, command.text)), {0})

@@ -82,6 +82,7 @@ def onnx_file(run, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_onnx_agrees_at_every_size_and_batch(run, onnx_file):
     parity = measure_parity(load_model(run).model, open_onnx(onnx_file), parity_batches(SHAPES))
     assert parity.images == 14
@@ -89,6 +90,7 @@ def test_onnx_agrees_at_every_size_and_batch(run, onnx_file):
     assert parity.largest < 1e-4
 
 
+@pytest.mark.slow
 def test_it_needs_no_operator_of_anyone_else(onnx_file):
     model = onnx.load(onnx_file)
     assert {node.domain for node in model.graph.node} == {""}
@@ -97,6 +99,7 @@ def test_it_needs_no_operator_of_anyone_else(onnx_file):
     assert os.listdir(onnx_file.parent) == ["model.onnx"]
 
 
+@pytest.mark.slow
 def test_its_sizes_are_named(onnx_file):
     session = onnxruntime.InferenceSession(str(onnx_file))
     (images,), maps = session.get_inputs(), session.get_outputs()
@@ -106,12 +109,14 @@ def test_its_sizes_are_named(onnx_file):
     ]
 
 
+@pytest.mark.slow
 def test_it_carries_what_the_run_knew(run, onnx_file):
     loaded = load_model(onnx_file)
     assert (loaded.image_size, loaded.threshold, loaded.weights) == (64, 0.375, "raw")
     assert str(run.parent) not in onnx_file.read_bytes().decode("latin-1")
 
 
+@pytest.mark.slow
 def test_predict_opens_it_again(run, onnx_file, photographs, tmp_path):
     for model, out in ((run, "a"), (onnx_file, "b")):
         arguments = ["predict", str(model), str(photographs), "--out", str(tmp_path / out), "--batch-size", "3"]
@@ -121,6 +126,7 @@ def test_predict_opens_it_again(run, onnx_file, photographs, tmp_path):
         assert np.abs(ours - theirs).max() <= 1
 
 
+@pytest.mark.slow
 def test_evaluate_scores_it(run, onnx_file, pairs, tmp_path, read_scores):
     scores = []
     for model, out in ((run, "a"), (onnx_file, "b")):
@@ -130,6 +136,7 @@ def test_evaluate_scores_it(run, onnx_file, pairs, tmp_path, read_scores):
     assert scores[0] == pytest.approx(scores[1], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_lines_of_the_docs_run(onnx_file, photographs, monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
     (lines,) = [block for block in blocks if "InferenceSession" in block]
@@ -216,6 +223,7 @@ def test_an_exporter_that_fails_is_one_message(run, tmp_path, monkeypatch):
     assert not os.listdir(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["garbage", "foreign", "missing", "damaged"])
 def test_what_is_no_camox_onnx_is_one_message(onnx_file, tmp_path, capfd, photographs, kind):
     file = tmp_path / "x.onnx"
@@ -234,11 +242,13 @@ def test_what_is_no_camox_onnx_is_one_message(onnx_file, tmp_path, capfd, photog
     assert "Traceback" not in error
 
 
+@pytest.mark.slow
 def test_other_weights_than_those_inside_are_an_error(onnx_file):
     with pytest.raises(CheckpointError, match="--weights ema"):
         load_model(onnx_file, "ema")
 
 
+@pytest.mark.slow
 def test_it_cannot_be_exported_once_more(onnx_file, tmp_path):
     with pytest.raises(CheckpointError, match="export already"):
         export_model(onnx_file, "hub", tmp_path / "hub")

@@ -47,6 +47,9 @@ class TrackedRun(NamedTuple):
     """Rows of pictures."""
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Any:
     folder = tmp_path_factory.mktemp("tracked")
