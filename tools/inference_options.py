@@ -59,7 +59,7 @@ class Option:
 
     members: tuple[int, ...] = (0,)
     tta: tuple[str, ...] = ()
-    average: Average = "probability"
+    average: Average = "logit"
     image_size: int | None = None
     refinement: Refinement | None = None
     auto_threshold: bool = False
@@ -78,17 +78,19 @@ OPTIONS = {
     "--tta vflip": Option(tta=("vflip",)),
     "--tta scales": Option(tta=("scales",)),
     "--tta hflip,vflip": Option(tta=("hflip", "vflip")),
+    "both flips, mean of probabilities": Option(tta=("hflip", "vflip"), average="probability"),
     "--tta hflip,scales": Option(tta=("hflip", "scales")),
     "--tta hflip,vflip,scales": Option(tta=("hflip", "vflip", "scales")),
-    "the same, mean of logits": Option(tta=("hflip", "vflip", "scales"), average="logit"),
+    "the same, mean of probabilities": Option(tta=("hflip", "vflip", "scales"), average="probability"),
     "--image-size 96": Option(image_size=96),
     "--image-size 160": Option(image_size=160),
     "--image-size 192": Option(image_size=192),
     "--with another seed": Option(members=(0, 1)),
-    "another seed, mean of logits": Option(members=(0, 1), average="logit"),
+    "another seed, mean of probabilities": Option(members=(0, 1), average="probability"),
     "--with dense": Option(members=(0, 2)),
     "--with both": Option(members=(0, 1, 2)),
     "--with both --tta hflip": Option(members=(0, 1, 2), tta=("hflip",)),
+    "--with both --tta hflip,vflip": Option(members=(0, 1, 2), tta=("hflip", "vflip")),
     "--threshold auto": Option(auto_threshold=True),
     "--with both --threshold auto": Option(members=(0, 1, 2), auto_threshold=True),
     "--refine guided": Option(refinement="guided"),

@@ -1,4 +1,4 @@
-"""What several models, and several views of an image, say together: the mean of their probability maps."""
+"""What several models, and several views of an image, say together: the mean of their logits, as a probability."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,13 +23,13 @@ Average = Literal["probability", "logit"]
 class Ensemble:
     """Models that predict together, each at its own image size, and the views that each of them sees.
 
-    All are on one device. `average`: whether maps are averaged as probabilities or as logits;
-    docs/inference.md has both measured.
+    All are on one device. `average`: whether maps are averaged as logits or as probabilities; docs/inference.md has
+    both measured.
     """
 
     members: tuple[LoadedModel, ...]
     augmentations: tuple[str, ...] = ()
-    average: Average = "probability"
+    average: Average = "logit"
 
     @classmethod
     def load(

@@ -72,7 +72,7 @@ def test_evaluate_tells_what_predicted_together(camox, run_folder, pairs, tmp_pa
     other = run_folder / "checkpoints" / "epoch_0002"
     assert camox("evaluate", run_folder, *data, "--out", tmp_path / "one", "--with", other, "--tta", "hflip")[0] == 0
     protocol = json.loads((tmp_path / "one" / "measures.json").read_text())["protocol"]
-    assert (protocol["tta"], protocol["average"]) == (["hflip"], "probability")
+    assert (protocol["tta"], protocol["average"]) == (["hflip"], "logit")
     assert [one["checkpoint"] for one in protocol["ensemble"]] == [str(other)]
     code, _, err = camox("evaluate", run_folder, other, *data, "--out", tmp_path / "two", "--with", other)
     assert code == 2
