@@ -27,7 +27,7 @@ NOT_TYPED = {
     r"python tools/benchmark\.py (?!.*--from|compare)": "minutes to hours; tests/tools runs every suite on small cases",
     r"python tools/benchmark\.py compare .* new\.json": "of what was measured before: test_benchmark_comparison.py",
     r"python tools/ablation\.py experiments": "it trains fifteen runs; tests/tools/test_ablation.py trains small ones",
-    r"python tools/(repeat_experiment|prediction_picture)\.py": "they train for minutes, or need such a run",
+    r"python tools/(repeat_experiment|prediction_picture|report_time|export_parity|inference_options)\.py": "minutes",
     r"camox diagnose --replay": "it needs a step that was not finite: tests/training/test_replay.py makes some",
     r"camox \w+( \w+)?$": "the name of a command, not a whole one",
     r"tensorboard ": "it serves until it is stopped; tests/tracking reads the same files with TensorBoard's reader",
