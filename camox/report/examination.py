@@ -19,7 +19,7 @@ from camox.models.camoxpert import CamoXpertOutput
 from camox.report.gallery import SCORES, Examined, Key, Seen, picks, ranked_keys
 from camox.report.run import Run
 
-MOST_IMAGES = 200
+MOST_IMAGES = 128
 """Images that the model is run on."""
 _SIDE = 176
 _PIXELS_AT_ONCE = 1 << 19
