@@ -91,7 +91,8 @@ def _drawn_bar() -> "RichProgress":
     from rich.progress import Progress as RichProgress
 
     # Looks like the bars of tracking/progress.py, which is not for this package to import.
-    columns = (TextColumn("reading"), BarColumn(bar_width=None), TextColumn("{task.fields[status]}"))
+    column = BarColumn(bar_width=None, complete_style="cyan", finished_style="green")
+    columns = (TextColumn("reading"), column, TextColumn("{task.fields[status]}"))
     bar = RichProgress(*columns, console=Console(stderr=True), transient=True, expand=True, refresh_per_second=4)
     bar.add_task("reading", status="")
     bar.start()

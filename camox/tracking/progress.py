@@ -20,7 +20,7 @@ def live_lines(out: RichConsole) -> Progress:
     """Lines at the bottom of a terminal, one for each thing that goes on, gone when they end."""
     return Progress(
         TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=None),
+        BarColumn(bar_width=None, complete_style="cyan", finished_style="green"),  # not rich's red: nothing is wrong
         TextColumn("{task.fields[status]}", markup=False),
         console=out,
         transient=True,
