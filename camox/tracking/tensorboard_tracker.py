@@ -63,8 +63,9 @@ class TensorBoardTracker(Tracker):
             return
         with self._no_harm():
             for name, value in {"epoch": epoch, **checked(values)}.items():
-                # In double precision, which the old way of writing scalars does not have.
-                self._writer.add_scalar(name, value, step, new_style=True, double_precision=True)
+                if value is not None:  # a mean over no image, which no curve can show
+                    # In double precision, which the old way of writing scalars does not have.
+                    self._writer.add_scalar(name, value, step, new_style=True, double_precision=True)
 
     def show(self, pictures: Mapping[str, Picture], *, step: int, epoch: int, phase: str) -> None:
         """Write pictures, and their captions as text."""
@@ -95,7 +96,7 @@ class TensorBoardTracker(Tracker):
         """What fails in the block ends the writing, not the training."""
         try:
             yield
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001  a full disk, and whatever its writing thread died of
             self._writer = None
             self._warn(
                 f"{self.folder}: cannot be written any more ({error}); training goes on without TensorBoard. Every "

@@ -56,6 +56,13 @@ def test_a_value_that_is_not_finite_is_shown_as_such(tmp_path):
     assert math.isnan(value)
 
 
+def test_a_mean_over_no_image_is_left_out(tmp_path):
+    tracker = TensorBoardTracker(tmp_path, {})
+    tracker.log({"val/iou": None, "val/loss": 0.5}, step=1, epoch=0, phase="full")
+    tracker.finish()
+    assert scalars(tmp_path) == {"epoch": [(1, 0)], "val/loss": [(1, 0.5)]}
+
+
 def test_after_a_resume_no_step_is_shown_twice(tmp_path):
     for resume_step, steps, value in ((None, (20, 40, 60), 1.0), (40, (60, 80), 2.0)):
         tracker = TensorBoardTracker(tmp_path, {}, resume_step)
