@@ -1,6 +1,7 @@
 """A checkpoint becomes a model that is ready to predict: which checkpoint, which weights, at what size."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -49,6 +50,13 @@ class LoadedModel:
     def monitor(self) -> str:
         """The measure that checkpoints and weights were selected by."""
         return self.experiment.checkpoints.monitor if self.experiment else _DEFAULT_MONITOR
+
+    def scored_alone(self, protocol: Mapping[str, Any]) -> bool:
+        """Whether scores under this "protocol" of measures.json are those of this model as it is: of these weights, at
+        this size, without test-time augmentation and without other models."""
+        ours = {"step": self.step, "epoch": self.epoch, "weights": self.weights, "image_size": self.image_size}
+        theirs = {name: protocol.get(name) for name in ours}
+        return theirs == ours and not protocol.get("tta") and not protocol.get("ensemble")
 
 
 def load_model(

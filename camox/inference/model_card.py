@@ -117,14 +117,14 @@ def _hub_datasets(loaded: LoadedModel) -> list[str]:
 
 
 def _test_evaluation(loaded: LoadedModel) -> dict[str, Any] | None:
-    """measures.json of the run, if it is of this checkpoint and of these weights."""
+    """measures.json of the run, if it is of this checkpoint alone, as it predicts without options."""
     file = loaded.run / "evaluation" / "measures.json" if loaded.run else None
     if file is None or not file.is_file():
         return None
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
         protocol, datasets = document["protocol"], document["datasets"]
-        same = Path(protocol["checkpoint"]).name == loaded.checkpoint.name and protocol["weights"] == loaded.weights
+        same = Path(protocol["checkpoint"]).name == loaded.checkpoint.name and loaded.scored_alone(protocol)
         own = {name for name, described in protocol["data"].items() if described["used_for"] == "test"}
     except (ValueError, KeyError, TypeError, AttributeError):
         return None  # not of the form that camox writes: then the card has the validation's

@@ -130,12 +130,9 @@ def _quotas(data: Sequence[ScoredData], most: int) -> list[int]:
 
 
 def _known_scores(run: Run, loaded: LoadedModel) -> dict[Key, dict[str, float]]:
-    """What the run's evaluation found for each image, where it was of these weights; otherwise nothing."""
+    """What the run's evaluation found for each image, where it was of this model alone; otherwise nothing."""
     protocol: Any = run.evaluation.get("protocol")
-    of = (loaded.step, loaded.epoch, loaded.weights, loaded.image_size)
-    if not isinstance(protocol, dict) or of != tuple(
-        protocol.get(name) for name in ("step", "epoch", "weights", "image_size")
-    ):
+    if not isinstance(protocol, dict) or not loaded.scored_alone(protocol):
         return {}
     known = {}
     for row in run.per_image:

@@ -9,6 +9,7 @@ from camox.measures.published import images_of, published_on, warning
 from camox.measures.rendering import MEASURES
 from camox.report.run import Run
 from camox.report.verdict import number, title_of
+from camox.tracking.console import counted
 
 Table = Mapping[str, Any]
 
@@ -90,5 +91,13 @@ def _notes(runs: Sequence[Run], dataset: str) -> list[str]:
             of = f"epoch {protocol.get('epoch')}, {protocol.get('weights')} weights, protocol {protocol.get('name')}"
             used = _tables_in(protocol, "data").get(dataset, {}).get("used_for")
             known = {"test": "test images, used for nothing else"}
+            of += _together(protocol)
             notes[f"{run.name}: {of}" + (f"; {known.get(used, used)}" if used else "") + "."] = None
     return list(notes)
+
+
+def _together(protocol: Mapping[str, Any]) -> str:
+    """What the scores are of besides one model that sees every image once."""
+    tta, others = protocol.get("tta"), protocol.get("ensemble")
+    text = f", test-time augmentation {', '.join(map(str, tta))}" if isinstance(tta, list) and tta else ""
+    return text + (f", with {counted(len(others), 'other model')}" if isinstance(others, list) and others else "")

@@ -105,9 +105,11 @@ def test_the_card_is_one_that_the_hub_reads(folder):
 
 def test_a_test_evaluation_of_the_same_weights_is_what_the_card_tells(run_folder, tmp_path):
     checkpoint = run_folder / "checkpoints" / "epoch_0001"
+    step = load_model(run_folder).step
     protocol = {
-        "name": "camox", "checkpoint": str(checkpoint), "weights": "ema", "image_size": 64, "resize": "bilinear",
-        "precision": "fp32", "data": {"A": {"used_for": "test"}, "B": {"used_for": "training"}},
+        "name": "camox", "checkpoint": str(checkpoint), "step": step, "epoch": 1, "weights": "ema", "image_size": 64,
+        "resize": "bilinear", "tta": [], "ensemble": [], "precision": "fp32",
+        "data": {"A": {"used_for": "test"}, "B": {"used_for": "training"}},
     }  # fmt: skip
     document = {"protocol": protocol, "datasets": {"A": {"count": 3, "iou": 0.25}, "B": {"count": 3, "iou": 0.75}}}
     file = run_folder / "evaluation" / "measures.json"
@@ -119,6 +121,11 @@ def test_a_test_evaluation_of_the_same_weights_is_what_the_card_tells(run_folder
     export(run_folder, tmp_path / "raw", "--weights", "raw")
     results = ModelCard.load(tmp_path / "raw" / "README.md").data.eval_results
     assert {one.dataset_split for one in results} == {"validation"}
+    for number, other in enumerate(({"tta": ["hflip"]}, {"ensemble": [{"checkpoint": "b"}]}, {"image_size": 96})):
+        file.write_text(json.dumps(document | {"protocol": protocol | other}))
+        export(run_folder, tmp_path / str(number))
+        results = ModelCard.load(tmp_path / str(number) / "README.md").data.eval_results
+        assert {one.dataset_split for one in results} == {"validation"}, other
 
 
 def test_a_licence_is_told(run_folder, tmp_path):

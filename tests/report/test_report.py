@@ -161,10 +161,11 @@ def test_scores_that_no_evaluation_has_are_computed_and_equal(run_folder):
         assert {name: scores[name] for name in shared} == pytest.approx(shared, abs=1e-5)
 
 
-def test_scores_of_other_weights_are_not_taken(run_folder):
+@pytest.mark.parametrize("other", [{"step": 1}, {"tta": ["hflip"]}, {"ensemble": [{"checkpoint": "other"}]}], ids=str)
+def test_scores_of_anything_but_the_model_alone_are_not_taken(run_folder, other):
     file = run_folder / "evaluation" / "measures.json"
     document = json.loads(file.read_text())
-    document["protocol"]["step"] += 1
+    document["protocol"] |= other
     file.write_text(json.dumps(document))
     rows = run_folder / "evaluation" / "per_image.csv"
     rows.write_text(re.sub(r"0\.\d+", "0.123", rows.read_text()))
