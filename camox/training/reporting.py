@@ -150,14 +150,18 @@ class Reporter:
             return
         if code not in (0, TrainingStopped.exit_code):
             return
-        from camox.report.report import write_report  # imports what no step needs
-
         folder = self._experiment.run_folder
         try:
+            from camox.report.report import write_report  # imports what no step needs
+
             self.console.notice(f"report: {write_report([folder])}")
         except Exception as error:  # noqa: BLE001  the run is done and safe, whatever is wrong with its page
-            self._events = EventLog(folder / "events.jsonl")
-            self.event("report", f"report.html could not be written: {error}", at)
+            text = f"report.html could not be written: {error}"
+            try:
+                self._events = EventLog(folder / "events.jsonl")
+                self.event("report", text, at)
+            except (OSError, TrainingStopped):  # a full disk, which takes no line either
+                self.console.warning(text)
             self.close()
 
     def close(self) -> None:

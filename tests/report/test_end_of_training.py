@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from camox.errors import TrainingPaused
+from camox.errors import ExperimentError, TrainingPaused, TrainingStopped
 from camox.training.trainer import Trainer
 
 
@@ -29,6 +29,21 @@ def test_a_failure_of_the_page_becomes_an_event(tiny_experiment, monkeypatch):
     assert json.loads((run / "exit.json").read_text())["code"] == 0
     assert kinds(run)[-2:] == ["end", "report"]
     assert "no room on the page" in (run / "events.jsonl").read_text()
+
+
+def test_a_disk_that_takes_neither_page_nor_event_leaves_the_run_finished(tiny_experiment, monkeypatch, capsys):
+    def fail(runs):
+        monkeypatch.setattr("camox.tracking.events.EventLog.append", refuse)
+        raise ExperimentError("report.html: cannot be written")
+
+    def refuse(self, *arguments, **fields):
+        raise TrainingStopped("events.jsonl: cannot be written")
+
+    monkeypatch.setattr("camox.report.report.write_report", fail)
+    Trainer(tiny_experiment("tracking.report=true")).run()
+    said = capsys.readouterr()
+    assert "report.html could not be written" in " ".join(said.err.split())
+    assert "done: tiny" in said.out
 
 
 def test_a_run_that_is_only_paused_does_not_wait_for_a_page(tiny_experiment, monkeypatch):
