@@ -31,7 +31,9 @@ def write_report(runs: Sequence[str | Path], out: str | Path | None = None, with
         place.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text("")
         try:
-            temporary.write_text(render(read, [_examined(run, with_gallery) for run in read]), encoding="utf-8")
+            page = render(read, [_examined(run, with_gallery) for run in read])
+            # Names of files may be no text: their odd bytes are spelled out.
+            temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
             temporary.replace(place)
         finally:
             temporary.unlink(missing_ok=True)  # renamed away if all went well

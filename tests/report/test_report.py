@@ -14,7 +14,7 @@ from camox.cli import main
 from camox.report.examination import examine
 from camox.report.gallery import chosen
 from camox.report.run import read_run
-from tests.report.conftest import TEST_IMAGES
+from tests.report.conftest import TEST_IMAGES, event
 
 PACKAGES = "import sys; from camox.cli import main; code = main(sys.argv[1:]); print(*sys.modules); sys.exit(code)"
 
@@ -120,6 +120,12 @@ def test_it_needs_neither_a_display_nor_what_draws_on_one(run_folder, options, a
     ran = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     assert not set(ran.stdout.split()) & absent
+
+
+def test_a_name_that_is_no_text_is_spelled_out(report, write_run):
+    folder = write_run(events=[event("bad_sample", message="photo_\udcff.jpg cannot be read")])
+    assert report(folder, "--no-gallery")[0] == 0
+    assert "photo_\\udcff.jpg" in (folder / "report.html").read_text()
 
 
 def test_a_disk_that_refuses_is_one_message(report, run_folder, monkeypatch):
