@@ -10,7 +10,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -49,6 +49,23 @@ def main() -> int:
     }
     options.json.write_text(json.dumps(results, indent=2) + "\n")
     return 0
+
+
+def markdown_table(results: Mapping[str, Any]) -> str:
+    """The results as a page shows them."""
+    machine, found, near = results["machine"], results["versions"], results["near_tie_below"]
+    lines = [
+        f"{results['images']} images, each by itself, {results['sizes']}; {machine['processor']}, {machine['threads']} "
+        f"threads, torch {found['torch']}, onnxruntime {found['onnxruntime']}. Made by `{results['command']}`.",
+        "",
+        f"| format | largest difference | images with a near-tie (below {near:g}) | time / the model's |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    lines += [
+        f"| {name} | {of['largest_difference']:.1e} | {of['near_ties']} | {of['time_ratio']:.2f} |"
+        for name, of in results["formats"].items()
+    ]
+    return "\n".join(lines)
 
 
 def measure(loaded: LoadedModel, images: int, seed: int) -> dict[str, Any]:

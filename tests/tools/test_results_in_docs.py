@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import ablation_tables
+import export_parity
 import inference_options
 import stability_page
 from benchmarking import report
@@ -23,6 +24,7 @@ TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "moe": ("model.md", report.markdown_tables),
     "ablation": ("model.md", ablation_tables.markdown_tables),
     "infer": ("benchmarks.md", report.markdown_tables),
+    "export": ("export.md", export_parity.markdown_table),
     "predict": ("inference.md", report.markdown_tables),
     "inference_options": ("inference.md", inference_options.markdown_tables),
     "measures": ("measures.md", report.markdown_tables),
