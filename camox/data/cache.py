@@ -22,6 +22,7 @@ from camox.data.cache_file import SUFFIX, CacheFile, file_bytes
 from camox.data.resized import Resized, read_resized
 from camox.data.samples import Sample, Samples, Source, content_of, read_reduced
 from camox.data.sources import Subset
+from camox.data.workers import prepare_worker
 from camox.errors import DataError
 
 DECODING = 1
@@ -226,7 +227,7 @@ def _all_resized(samples: Samples, size: int, workers: int) -> Iterator[Resized 
         batch_size=None,
         num_workers=workers,
         collate_fn=_as_it_is,
-        worker_init_fn=_prepare_worker,
+        worker_init_fn=prepare_worker,
         generator=torch.Generator().manual_seed(0),  # the global one must not know whether there is a cache
     )
 
@@ -239,7 +240,3 @@ def _told(samples: Iterator[Resized | None], done: Callable[[], None]) -> Iterat
 
 def _as_it_is(sample: Any) -> Any:
     return sample
-
-
-def _prepare_worker(worker: int) -> None:
-    cv2.setNumThreads(0)

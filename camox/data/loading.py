@@ -15,6 +15,7 @@ from camox.data.resized import read_resized
 from camox.data.samples import Samples
 from camox.data.streams import Reading, StreamedRow
 from camox.data.transforms import augment, augmentation_seed, build_augmentation, resize_image, resize_mask
+from camox.data.workers import prepare_worker
 from camox.errors import DataError
 
 
@@ -235,16 +236,11 @@ def _loader(
         collate_fn=collate,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
-        worker_init_fn=_prepare_worker,
+        worker_init_fn=prepare_worker,
         # Otherwise every iter() draws a number from torch's global generator, and a run that was resumed in
         # mid-epoch goes on with other dropout than the uninterrupted one.
         generator=torch.Generator().manual_seed(0),
     )
-
-
-def _prepare_worker(worker: int) -> None:
-    # OpenCV's own threads in every worker would fight for the same cores.
-    cv2.setNumThreads(0)
 
 
 def collate_train(items: Sequence[_Item]) -> TrainBatch:
