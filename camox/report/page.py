@@ -129,7 +129,11 @@ def _facts(run: Run, verdict: Verdict, examined: Examined) -> list[dict[str, Any
     answers = {"no": "good", "yes": "bad"}
     facts: list[dict[str, Any]] = [
         {"name": "Outcome", "text": verdict.outcome, "mood": moods.get(verdict.state, "bad")},
-        {"name": f"Best {title_of(run.monitor)}", "text": _best(verdict.best, verdict.selection), "mood": "plain"},
+        {
+            "name": f"Best {title_of(run.monitor)}",
+            "text": _best(verdict.best, verdict.selection, validated=bool(run.validations())),
+            "mood": "plain",
+        },
         {
             "name": "Router collapse",
             "text": verdict.routers.sentence,
@@ -147,9 +151,10 @@ def _facts(run: Run, verdict: Verdict, examined: Examined) -> list[dict[str, Any
     return facts
 
 
-def _best(best: Best | None, selection: str) -> str:
+def _best(best: Best | None, selection: str, validated: bool) -> str:
     if best is None:
-        return f"No validation yet. Selected on: {selection}."
+        none = "No held-out image has an object: nothing to score" if validated else "No validation yet"
+        return f"{none}. Selected on: {selection}."
     where = f", checkpoint {best.checkpoint}" if best.checkpoint else ""
     when = f"at epoch {best.epoch} (step {best.step})"
     return f"{best.score:.4f} {when}, {best.weights} weights{where}. Selected on: {selection}."

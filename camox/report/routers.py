@@ -16,7 +16,7 @@ class ScaleVerdict:
 
     stride: int
     state: str
-    """"sound", "one sign" (of one evaluation: no collapse yet), "collapsed" or "recovered"."""
+    """"sound", "not judged" (too few images), "one sign" (of one evaluation only), "collapsed" or "recovered"."""
     signs: tuple[str, ...]
     """What the last evaluation showed, a sentence each."""
     numbers: Mapping[str, float]
@@ -68,7 +68,7 @@ def _sentence(scales: tuple[ScaleVerdict, ...], images: float, validations: int,
     if recovered:
         return "recovered", f"Collapsed at {_at(recovered)} on the way, and recovered: sound at the last validation."
     if images < FEWEST_IMAGES and not told:
-        return "unknown", f"Cannot be judged: {images:g} held-out images are fewer than {FEWEST_IMAGES}."
+        return "unknown", f"Cannot be judged: {images:g} held-out images with an object, fewer than {FEWEST_IMAGES}."
     once = [str(scale.stride) for scale in scales if scale.state == "one sign"]
     if once:
         why = "the guard waits for two in a row, and for routers to have learned"
@@ -88,7 +88,8 @@ def _of_scale(
     told: Mapping[int, list[int]],
 ) -> ScaleVerdict:
     found = signs.get(stride, {})
-    state = "one sign" if found else "sound"
+    judged = row.values.get("val/count", 0) >= FEWEST_IMAGES
+    state = "one sign" if found else "sound" if judged else "not judged"
     if stride in collapsed:
         state = "collapsed"
     elif stride in told and not found:
