@@ -120,6 +120,14 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(write_run):
     assert all(f"{folder}</h3>" in page for folder in folders)
 
 
+def test_an_event_stands_at_its_step(write_run):
+    events = [event("start"), event("spike", 70, epoch=3, severity="warning"), event("end", 90, epoch=4)]
+    rows = [{"step": 90, "epoch": 3, "phase": "full", "train/loss": 1.0}]
+    marks = figures_of(page_of(write_run(rows=rows, events=events)))["timeline_0"]["data"]
+    placed = {kind: step for trace in marks for kind, step in zip(trace["y"], trace["x"], strict=True)}
+    assert placed == {"start": 0, "spike": 70, "end": 90}
+
+
 def test_a_few_peaks_are_drawn_on_a_logarithmic_axis(write_run):
     rows = [{"step": n, "epoch": 0, "phase": "full", "train/loss": 1e5 if n == 40 else 1.0} for n in range(1, 80)]
     assert figures_of(page_of(write_run(rows=rows)))["loss"]["layout"]["yaxis"]["type"] == "log"

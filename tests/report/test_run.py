@@ -11,7 +11,7 @@ from camox.errors import ExperimentError
 from camox.report.gallery import Examined
 from camox.report.page import render
 from camox.report.run import read_run
-from camox.report.verdict import judge, state_of
+from camox.report.verdict import best_of, judge, state_of
 from tests.report.conftest import event
 
 ROW = {"step": 10, "epoch": 0, "phase": "full", "train/loss": 0.5}
@@ -122,3 +122,10 @@ def test_whatever_a_file_holds_there_is_a_page(tmp_path_factory, file, content, 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("camox.report.page._plotly", str)  # five megabytes for each example
         assert "Verdict" in render([read_run(folder)], [Examined(trouble="none")])
+
+
+@pytest.mark.parametrize(("raw", "ema", "weights"), [(0.5, 0.625, "EMA"), (0.625, 0.5, "raw")])
+def test_the_best_score_is_told_with_the_weights_that_have_it(write_run, raw, ema, weights):
+    rows = [{"step": 5, "epoch": 0, "phase": "full", "val/iou": raw, "val_ema/iou": ema}]
+    best = best_of(read_run(write_run(rows=rows)))
+    assert (best.score, best.weights) == (0.625, weights)
