@@ -14,7 +14,7 @@ from camox.data.transforms import resize_image
 from camox.errors import CheckpointError
 from camox.inference.augmentation import View, check_augmentations, views
 from camox.inference.forward import infer
-from camox.inference.loaded_model import LoadedModel, Weights, load_model
+from camox.inference.loaded_model import UNKNOWN_THRESHOLD, LoadedModel, Weights, load_model
 
 Average = Literal["probability", "logit"]
 
@@ -82,7 +82,10 @@ class Ensemble:
         if len(chosen) == 1:
             return chosen[0], self.first.threshold_reason
         mean = float(np.mean(chosen))
-        return mean, f"{mean:.4f}: mean of the models' own, {', '.join(f'{threshold:.4f}' for threshold in chosen)}"
+        reason = f"{mean:.4f}: mean of the models' own, {', '.join(f'{threshold:.4f}' for threshold in chosen)}"
+        if unknown := sum(member.threshold_reason == UNKNOWN_THRESHOLD for member in self.members):
+            reason += f"; for {unknown} of {len(chosen)} no held-out images chose one, and 0.5 stands for it"
+        return mean, reason
 
     def resized(self, image: np.ndarray) -> dict[int, np.ndarray]:
         """An image, uint8 [H, W, 3] RGB, at each of the `sizes`: uint8 [3, S, S]."""

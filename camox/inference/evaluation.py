@@ -193,7 +193,8 @@ def evaluate(
         data: folders to score on, by the name they get in tables; of a folder with several test sets each gets its
             own. By default the test data of the run's experiment; without any, the data its checkpoints were selected
             on. Names of training and selection data are marked as such.
-        out: folder for the files; by default `evaluation` in the run's folder, `evaluation-NAME` for named data.
+        out: folder for the files; by default `evaluation` in the run's folder, `evaluation-NAME` for named data,
+            augmentations and ensembles.
         weights: "raw", "ema", or "auto" for whichever scored better on held-out data.
         batch_size: images that the model sees at once.
         workers: processes that load images.
@@ -219,7 +220,7 @@ def evaluate(
     scoring = Scoring(get_protocol(protocol), batch_size, workers, console)
     network = Ensemble.load(path, ensemble, tta, weights, image_size, device)
     loaded = network.first
-    out = _destination(out, loaded, data)
+    out = _destination(out, loaded, [*(data or ()), *network.augmentations, *(["ensemble"] if ensemble else [])])
     scored = named_data(data, loaded.experiment, non_camouflaged) if data else default_data(loaded.experiment)
     introduce(network, scored, console)
     datasets = {one.title: scoring.break_down(network, one) for one in scored}
@@ -255,12 +256,12 @@ def introduce(network: Ensemble, scored: Sequence[ScoredData], console: Console)
             console.warning(f"{one.title}: {_NOTES[one.used_for]}")
 
 
-def _destination(out: str | Path | None, loaded: LoadedModel, data: Mapping[str, str | Path] | None) -> Path:
+def _destination(out: str | Path | None, loaded: LoadedModel, besides: Sequence[str]) -> Path:
     if out is not None:
         folder = Path(out)
     elif loaded.run is not None:
-        # A folder of its own for data named by hand: the run's own test scores stay.
-        folder = loaded.run / "-".join(["evaluation", *(data or ())])
+        # A folder of its own for other data, and for what is not the model alone: the run's own test scores stay.
+        folder = loaded.run / "-".join(["evaluation", *besides])
     else:
         raise DataError(f"{loaded.checkpoint}: lies in no run's folder, which would take the scores: give --out")
     require_folder(folder)
@@ -314,7 +315,9 @@ def describe(protocol: Protocol, path: str | Path, network: Ensemble, scored: Se
 
 
 def _selected_on(loaded: LoadedModel) -> str:
-    return selected_on(loaded.experiment) if loaded.experiment else "unknown: no experiment.toml"
+    if loaded.experiment is None:
+        return loaded.selected_on or "unknown: no experiment.toml"
+    return selected_on(loaded.experiment)
 
 
 def _is_same(path: str | Path, checkpoint: Path) -> bool:

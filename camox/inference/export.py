@@ -74,6 +74,8 @@ def export(
     if type(loaded.model) is not CamoXpert:
         raise CheckpointError(f"{path}: is an export already: give the checkpoint it was made of")
     console.notice(f"{loaded.checkpoint}: {loaded.reason}")
+    if format != "hub":
+        console.notice("tracing the network, which takes a minute or two")
     staging = out.with_name(f".{out.stem}.{os.getpid()}.tmp{out.suffix}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

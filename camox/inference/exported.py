@@ -40,6 +40,11 @@ def open_exported(path: str | Path, device: str | torch.device | None = None) ->
     if Path(path).suffix.lower() == ".onnx" and not os.path.isdir(path):
         model = OnnxModel(path, device)
         return Exported(model, torch.device("cpu"), Path(path), model.facts, None)
+    if Path(path).suffix.lower() == ".pt2" and os.path.isfile(path):
+        raise CheckpointError(
+            f"{path}: a program of torch.export is for torch.export.load: give an ONNX file, a folder that camox "
+            "export --format hub wrote, a checkpoint or a run"
+        )
     if is_hub_id(path):
         return _open_folder(local_folder(path), device)
     return _open_folder(Path(path), device) if _is_pretrained(Path(path)) else None

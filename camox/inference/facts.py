@@ -70,4 +70,5 @@ class Facts:
             "epoch": self.epoch,
             "threshold": self.threshold,
             "threshold_reason": self.threshold_reason,
+            "selected_on": self.selected_on,
         }

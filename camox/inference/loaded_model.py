@@ -18,6 +18,7 @@ from camox.models.camoxpert import CamoXpert
 Weights = Literal["auto", "raw", "ema"]
 _STEMS = {"raw": "model", "ema": "ema"}
 _PREFIXES = {"raw": "val", "ema": "val_ema"}
+UNKNOWN_THRESHOLD = "0.5: the checkpoint's manifest.json has none that was chosen on held-out images"
 _DEFAULT_MONITOR = "s_measure"
 
 
@@ -45,6 +46,9 @@ class LoadedModel:
     nobody knows it."""
     threshold_reason: str = "0.5: nobody has chosen one on held-out images"
     """Why this threshold, as a sentence to show."""
+
+    selected_on: str = ""
+    """What data the checkpoint was selected on, as an export tells it; else the experiment knows."""
 
     @property
     def monitor(self) -> str:
@@ -179,7 +183,7 @@ def _threshold(checkpoint: Checkpoint, chosen: str) -> tuple[float, str]:
     measured = checkpoint.manifest.measures
     threshold = measured.get(f"{_PREFIXES[chosen]}/threshold", math.nan)
     if math.isnan(threshold):
-        return 0.5, "0.5: the checkpoint's card has none that was chosen on held-out images"
+        return 0.5, UNKNOWN_THRESHOLD
     on = "test images that it was selected on" if measured.get("val/selected_on_test") else "held-out images"
     return threshold, f"{threshold:.4f}: the best mean IoU of {on}"
 

@@ -39,8 +39,8 @@ def plan(
     """Where each image's results go; everything that would be lost is found before anything is written.
 
     Maps lie in `out` itself, so that it can be scored as it is; binary masks and overlays in folders of their own.
-    Raises DataError where `out` is a file, where two results would have one name, and where a result would replace an
-    image or, unless `overwrite`, an older result.
+    Raises DataError where `out` is a file or holds the images, where two results would have one name, and where a
+    result would replace an image or, unless `overwrite`, an older result.
     """
     if out.exists() and not out.is_dir():
         raise DataError(f"{out}: is a file: give a folder as --out")
@@ -66,6 +66,10 @@ def plan(
     lost = [str(output) for output in owners if output.resolve() in sources]
     if lost:
         raise DataError(f"{out}: results would replace the images {listed(lost)}: give another --out")
+    if out.resolve() in {image.path.resolve().parent for image in images}:
+        raise DataError(
+            f"{out}: holds the images themselves, and next time maps would be taken for images: give another --out"
+        )
     existing = [
         str(path.relative_to(out)) for path in (*owners, *([out / OBJECTS] if objects else [])) if path.exists()
     ]

@@ -1,5 +1,6 @@
 """Images become mask files: probability maps as PNG, each at its image's own size."""
 
+import errno
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -15,7 +16,7 @@ from camox.inference.mask_refinement import Refinement, require_refinement
 from camox.inference.objects import document
 from camox.inference.outputs import Bits, make_folders, plan, write_objects
 from camox.inference.pipeline import Done, Settings, run
-from camox.tracking.console import Console
+from camox.tracking.console import Console, counted
 
 __all__ = ["Autocast", "LoadedModel", "infer", "load_model", "predict", "require_finite"]
 
@@ -92,22 +93,26 @@ def predict(
     done: list[Done] = []
     try:
         make_folders(jobs, out)
-        done.extend(run(network, jobs, Settings(chosen, bits, refinement, objects), batch_size))
+        with console.counting("predicting", len(jobs)) as count:
+            for one in run(network, jobs, Settings(chosen, bits, refinement, objects), batch_size):
+                done.append(one)
+                count()
         written = [path for one in done for path in one.written]
         if objects:
             described = {"checkpoint": str(network.first.checkpoint), **network.describe(), "refinement": refinement}
             found = [(str(one.job.image.path), _below(one.job.map, out), one.found) for one in done if one.found]
             written.append(write_objects(out, document(found, chosen, reason, described)))
     except OSError as error:
+        remedy = "free space, or give another --out" if error.errno == errno.ENOSPC else "give another --out"
         raise DataError(
-            f"{out}: results cannot be written ({error}): free space, or give another --out; what was written until "
-            "then is whole"
+            f"{out}: results cannot be written ({error}): {remedy}; what was written until then is whole"
         ) from error
     console.notice(f"{len(written)} files written to {out}")
     problems = [one.problem for one in done if one.problem]
     if problems:
+        rest = " (the others are done)" if len(problems) < len(jobs) else ""
         raise DataError(
-            f"{len(problems)} of {len(jobs)} images cannot be read (the others are done):\n  " + "\n  ".join(problems)
+            f"{len(problems)} of {counted(len(jobs), 'image')} cannot be read{rest}:\n  " + "\n  ".join(problems)
         )
     return written
 

@@ -80,7 +80,8 @@ def report_comparison(
         for model, one in scores.items():
             _say_empty(f"{dataset}, {model}", one["empty"], console)
     print_published({dataset: of["scores"] for dataset, of in of_datasets.items()}, console)
-    if any(of["differences"] for of in of_datasets.values()):
+    differences = [difference for of in of_datasets.values() for difference in of["differences"].values()]
+    if any(one["interval"] for difference in differences for one in difference.values()):
         console.notice(DIFFERENCE_NOTE)
     for note in notes:
         console.notice(note)

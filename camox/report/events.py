@@ -8,6 +8,7 @@ from camox.report.run import Event
 from camox.tracking.console import counted
 
 MEANINGS = {
+    "unscored": "Without an object in a held-out image no measure is defined, and no checkpoint can be the best.",
     "start": "Training began from the first step.",
     "resume": "Training went on from a checkpoint.",
     "frozen": "How much of the backbone is kept as it was before training; it changes where a phase begins.",

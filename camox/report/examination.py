@@ -1,6 +1,7 @@
 """A run's model on its images: predictions, uncertainty, scores and chosen experts."""
 
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,8 @@ from camox.report.run import Run
 
 MOST_IMAGES = 128
 """Images that the model is run on."""
+MOST_SECONDS = 60.0
+"""After which no more images of a dataset are taken: a large network on a CPU would keep the end of a run waiting."""
 _SIDE = 176
 _PIXELS_AT_ONCE = 1 << 19
 """Of the images that the model sees together: 32 of 128², 3 of 416²."""
@@ -57,8 +60,10 @@ def _see(
     names = data.source.names
     spread = np.linspace(0, len(names) - 1, min(most, len(names))).round().astype(int).tolist()
     asked = [index for index, name in enumerate(names) if Key(data.title, name) in wanted]
-    indices = sorted({*spread, *asked})
+    # Those that the page shows first: what follows may be cut short.
+    indices = list(dict.fromkeys((*asked, *spread)))
     dataset = EvalSet(data.source, loaded.image_size)
+    started = time.monotonic()
     together = max(1, _PIXELS_AT_ONCE // loaded.image_size**2)
     for batch in eval_loader(dataset, indices, together, workers=0, pin_memory=False):
         if batch.problems:
@@ -67,6 +72,8 @@ def _see(
         probabilities = maps.cpu().numpy()
         require_finite(probabilities, batch.names)
         yield from _of_batch(loaded, data.title, batch, output, probabilities, known)
+        if time.monotonic() - started > MOST_SECONDS:
+            return
 
 
 def _of_batch(

@@ -1,6 +1,7 @@
 """The report's page: everything in one HTML file that asks nothing of the network."""
 
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
@@ -203,7 +204,8 @@ def _gallery(number: int, labels: Sequence[str], examined: Sequence[Examined], i
 
 
 def _card_id(key: Key) -> str:
-    return _slug(f"image {key.dataset} {key.name}")
+    # Names that differ in other signs alone have one slug.
+    return f"{_slug(f'image {key.dataset} {key.name}')}-{zlib.crc32(repr(key).encode('utf-8', 'backslashreplace')):08x}"
 
 
 def _card(

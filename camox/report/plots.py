@@ -83,7 +83,7 @@ def _optimisation(logged: Sequence[str]) -> list[Plot]:
         Plot("lr", section, "Learning rates", "Of each group of parameters, after every factor.", rates),
         Plot(
             "norms", section, "Gradient norms",
-            "Before clipping; above the line the gradient of all but the routers is scaled down to it.",
+            "Before clipping. The line is the limit of all but the routers together, which the total nearly is.",
             norms, limits={"optimizer.clip": lambda experiment: experiment.optimizer.clip or 0}, is_log=True,
         ),
         Plot(

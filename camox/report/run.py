@@ -152,12 +152,16 @@ def _has_ended(path: Path) -> bool:
 
 def _is_held(lock: Path) -> bool:
     try:
-        with lock.open("rb") as file:
-            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return True
-    except OSError:  # no such file, or a system without locks
+        file = lock.open("rb")
+    except OSError:  # no such file, or another user's
         return False
+    with file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return True
+        except OSError:  # a system without locks
+            return False
     return False
 
 

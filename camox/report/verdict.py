@@ -131,8 +131,15 @@ def _is_stop(event: Event) -> bool:
 
 
 def _took(run: Run) -> str:
-    times = [event.time for event in run.events if event.time is not None]
-    return f", in {duration(max(times) - min(times))}" if len(times) > 1 else ""
+    """The time that the run was at work: from each start to its last event, pauses left out."""
+    starts: list[list[float]] = []
+    for event in run.events:
+        if event.time is not None:
+            if event.kind in ("start", "resume") or not starts:
+                starts.append([])
+            starts[-1].append(event.time)
+    spent = sum(max(times) - min(times) for times in starts)
+    return f", in {duration(spent)}" if spent else ""
 
 
 def _started(run: Run) -> float | None:

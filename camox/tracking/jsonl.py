@@ -34,7 +34,7 @@ class JsonLines:
             ValueError: it holds NaN or Inf, which JSON does not; nothing is written.
             TrainingStopped: the disk refuses; the file is as it was.
         """
-        line = (json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n").encode()
+        line = (json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
         size = os.fstat(self._file.fileno()).st_size
         try:
             if self._file.write(line) < len(line):

@@ -72,6 +72,7 @@ class WandbTracker(Tracker):
         self._warn = warn
         self._name = name
         self._alerted: dict[str, float] = {}
+        self._failed: set[str] = set()
         self._state_path = Path(folder) / "wandb_run.json"
         self._offline_folders = Path(folder) / "wandb" / "offline-run-*"
         self.run_id = run_id
@@ -115,7 +116,7 @@ class WandbTracker(Tracker):
             return
         import wandb
 
-        with self._no_harm():
+        with self._beside_numbers("a picture"):
             images = {name: wandb.Image(one.pixels, caption=one.caption) for name, one in pictures.items()}
             self._send({"step": step, "epoch": epoch, "phase": phase, **images})
 
@@ -124,7 +125,7 @@ class WandbTracker(Tracker):
         if self._run is None:
             return
         title = f"{kind.replace('_', ' ')} at step {step}"
-        with self._no_harm():
+        with self._beside_numbers("an alert"):
             # The server counts by title, which has the step for people: so it is counted here.
             if time.monotonic() - self._alerted.get(kind, -math.inf) >= _ALERT_SECONDS:
                 self._alerted[kind] = time.monotonic()
@@ -136,7 +137,7 @@ class WandbTracker(Tracker):
             return
         import wandb
 
-        with self._no_harm(), self._staged():
+        with self._beside_numbers("a checkpoint"), self._staged():
             artifact = wandb.Artifact(_artifact_name(self._name), type="model", metadata=dict(measures))
             artifact.add_dir(str(checkpoint))
             self._run.log_artifact(artifact, aliases=list(aliases))
@@ -167,6 +168,16 @@ class WandbTracker(Tracker):
             yield
         except Exception as error:  # noqa: BLE001  wandb raises a dozen unrelated types when its process or network dies
             self._give_up(error)
+
+    @contextmanager
+    def _beside_numbers(self, what: str) -> Iterator[None]:
+        """What fails in the block is left out and told once; numbers are sent on."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001  as above
+            if what not in self._failed:
+                self._failed.add(what)
+                self._warn(f"wandb could not take {what} ({type(error).__name__}: {error}); numbers are still sent")
 
     @contextmanager
     def _staged(self) -> Iterator[None]:

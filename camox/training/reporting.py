@@ -17,6 +17,11 @@ from camox.training.run_state import Position
 from camox.training.saving import Saved
 from camox.training.telemetry import Scores, score_values
 
+_UNSCORED = (
+    "no held-out image has an object, so no measure is defined and no checkpoint can be the best: hold out more by "
+    "data.val_fraction, others by experiment.seed, or name some by data.val"
+)
+
 
 class Reporter:
     """Hands events and numbers on; silent on all processes but the main one, and before `open`.
@@ -34,6 +39,8 @@ class Reporter:
         self._trackers = Trackers([])
         self._artifacts = "none"
         self._is_refused = False
+        self._is_unscored = False
+        self._draws = True
         self._experiment: Experiment | None = None
 
     def open(self, experiment: Experiment, at: Position) -> None:
@@ -109,10 +116,21 @@ class Reporter:
         them.
         """
         self.console.validation(scores["val"], scores.get("val_ema"), epoch=at.epoch, step=at.step)
+        if not scores["val"]["count"] and not self._is_unscored:
+            self._is_unscored = True
+            self.event("unscored", _UNSCORED, at)
         epoch = at.epoch - 1
         phase = phase_of(epoch, self.phases).name
         self.log({**values, **score_values(scores)}, at.step, epoch, phase)
-        if self._trackers.takes_pictures and (pictures := draw()):
+        if not (self._trackers.takes_pictures and self._draws):
+            return
+        try:
+            pictures = draw()
+        except Exception as error:  # noqa: BLE001  whatever is wrong with a picture, the run is sound
+            self._draws = False
+            self.event("tracking", f"no more pictures: drawing them failed ({type(error).__name__}: {error})", at)
+            return
+        if pictures:
             self._trackers.show(pictures, step=at.step, epoch=epoch, phase=phase)
 
     @contextmanager
@@ -155,6 +173,8 @@ class Reporter:
             from camox.report.report import write_report  # imports what no step needs
 
             self.console.notice(f"report: {write_report([folder])}")
+        except KeyboardInterrupt:  # the second Ctrl-C, of somebody who does not want to wait
+            self.console.notice(f"no report: camox report {folder} makes it")
         except Exception as error:  # noqa: BLE001  the run is done and safe, whatever is wrong with its page
             text = f"report.html could not be written: {error}"
             try:

@@ -50,7 +50,7 @@ def summarise(console: Console, experiment: Experiment, at: Position, best: Reco
     if code == 0 and experiment.data.test:
         went += _test_scores(run)
     went += _how_well(rows)
-    went.append(("warnings", _kinds(events)))
+    went.append(("guards", _kinds(events)))
     outcome = _OUTCOMES.get(code, f"failed with code {code}")
     console.summary(f"{outcome}: {experiment.experiment.name}", went, [*_places(run, best)], [*_next(run, code)])
 
@@ -107,7 +107,7 @@ def _how_well(rows: Sequence[Record]) -> Rows:
 def _kinds(events: Sequence[Record]) -> str:
     """Kinds of warnings and errors, the most frequent first."""
     kinds = Counter(event["kind"] for event in events if event["severity"] != "info" and event["kind"] != "end")
-    return ", ".join(f"{kind} {number}" for kind, number in kinds.most_common()) or "none"
+    return ", ".join(f"{kind} {number}" for kind, number in kinds.most_common()) or "no warnings"
 
 
 def _places(run: Path, best: Record) -> Iterator[tuple[str, object]]:

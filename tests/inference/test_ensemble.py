@@ -1,5 +1,7 @@
 """Several models and several views of an image."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from camox.errors import ExperimentError
 from camox.inference.augmentation import check_augmentations, views
 from camox.inference.ensemble import Ensemble
 from camox.inference.evaluation import Scoring
-from camox.inference.loaded_model import load_model
+from camox.inference.loaded_model import UNKNOWN_THRESHOLD, load_model
 from camox.inference.pipeline import probability_map
 from camox.measures.evaluator import Evaluator
 from camox.measures.protocol import get_protocol
@@ -104,6 +106,13 @@ def test_the_threshold_of_an_ensemble_is_the_mean_of_its_models(template_run):
     threshold, reason = Ensemble((raw, ema)).threshold
     assert threshold == pytest.approx((0.3 + 0.6) / 2)
     assert "mean of the models' own, 0.3000, 0.6000" in reason
+
+
+def test_where_no_images_chose_a_threshold_it_is_said(loaded, other):
+    unknown = [replace(one, threshold=0.5, threshold_reason=UNKNOWN_THRESHOLD) for one in (loaded, other)]
+    threshold, reason = Ensemble(tuple(unknown)).threshold
+    assert threshold == 0.5
+    assert "for 2 of 2 no held-out images chose one" in reason
 
 
 def test_evaluation_sees_the_maps_that_prediction_writes(loaded, other):

@@ -242,6 +242,17 @@ def test_what_is_no_camox_onnx_is_one_message(onnx_file, tmp_path, capfd, photog
     assert "Traceback" not in error
 
 
+def test_a_program_is_not_taken_for_a_run(tmp_path):
+    (tmp_path / "model.pt2").write_bytes(b"program")
+    with pytest.raises(CheckpointError, match=r"torch\.export\.load"):
+        load_model(tmp_path / "model.pt2")
+
+
+@pytest.mark.slow
+def test_what_it_was_selected_on_is_known_to_whoever_scores_it(run, onnx_file):
+    assert load_model(onnx_file).selected_on == "held-out 20% of the training data, seed 42"
+
+
 @pytest.mark.slow
 def test_other_weights_than_those_inside_are_an_error(onnx_file):
     with pytest.raises(CheckpointError, match="--weights ema"):

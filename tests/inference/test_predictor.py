@@ -1,6 +1,8 @@
 import io
 import os
+from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from camox.errors import CheckpointError, DataError
 from camox.inference.ensemble import Ensemble
 from camox.inference.inputs import find_images
 from camox.inference.outputs import make_folders, plan
-from camox.inference.pipeline import Settings, _in_batches
+from camox.inference.pipeline import Settings, _in_batches, probability_map
 from camox.inference.predictor import load_model, predict, require_finite
 from camox.measures.evaluator import resize_probability
 from camox.tracking.console import Console
@@ -244,6 +246,24 @@ def test_the_images_themselves_are_never_replaced(loaded, photographs):
     with pytest.raises(DataError, match="replace the images"):
         predict(loaded, photographs, photographs, overwrite=True)
     assert (photographs / "0.png").read_bytes() == before
+
+
+def test_without_a_threshold_the_models_own_is_taken(loaded, photographs, tmp_path):
+    image = cv2.cvtColor(cv2.imread(str(photographs / "0.png")), cv2.COLOR_BGR2RGB)
+    own = float(np.median(probability_map(Ensemble((loaded,)), image)))  # an untrained model's maps are all of one grey
+    model, chosen = replace(loaded, threshold=own), []
+    for out, threshold in (("own", "auto"), ("asked", own), ("all", 0.0)):
+        predict(model, photographs, tmp_path / out, binary=True, threshold=threshold, console=Console(active=False))
+        chosen.append([path.read_bytes() for path in sorted((tmp_path / out / "binary").iterdir())])
+    assert chosen[0] == chosen[1]
+    assert chosen[0] != chosen[2]
+
+
+def test_maps_are_not_written_among_the_images(loaded, save, tmp_path):
+    save(tmp_path / "photos" / "a.jpg", np.zeros((8, 8, 3), np.uint8))
+    with pytest.raises(DataError, match="holds the images themselves"):
+        predict(loaded, tmp_path / "photos", tmp_path / "photos", console=Console(active=False))
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["a.jpg"]
 
 
 def test_no_temporary_file_is_left(run_predict, photographs, tmp_path):

@@ -20,3 +20,11 @@ def test_few_points_show_the_ends_and_every_peak(values, most):
     if finite:
         drawn = [value for value in shown if value is not None]
         assert (min(drawn), max(drawn)) == (rounded(min(finite)), rounded(max(finite)))
+
+
+def test_a_single_peak_is_never_thinned_away():
+    values = [0.0] * 5000
+    values[3217] = 9.0
+    steps, kept = thinned(list(range(5000)), values, 100)
+    assert len(steps) <= 100
+    assert kept[steps.index(3217)] == 9.0

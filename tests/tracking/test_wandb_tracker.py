@@ -254,14 +254,16 @@ class TestWandbBesideNumbers:
         assert all(path.is_relative_to(folder) for path in staged.values())
         assert "WANDB_DATA_DIR" not in os.environ
 
-    def test_a_checkpoint_that_is_gone_ends_the_sending_and_not_the_run(self, no_credentials):
+    def test_a_checkpoint_that_is_gone_is_said_once_and_numbers_are_still_sent(self, no_credentials):
         said: list[str] = []
         tracker = wandb_tracker(no_credentials, "offline", warn=said.append)
-        tracker.keep(no_credentials / "nowhere", {}, ["latest"])
+        for _ in range(2):
+            tracker.keep(no_credentials / "nowhere", {}, ["latest"])
         tracker.log({"x": 1}, step=0, epoch=0, phase="full")
         tracker.finish()
         assert len(said) == 1
-        assert "training goes on" in said[0]
+        assert "numbers are still sent" in said[0]
+        assert [row["x"] for row in wandb_rows(no_credentials)] == [1]
 
 
 def kill_wandb_and_go_on(folder):

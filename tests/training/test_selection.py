@@ -39,6 +39,15 @@ def test_declared_it_labels_console_metrics_checkpoints_and_scores(tiny_experime
     assert list(scores["datasets"]) == ["habitats (test images, selected on)"]
 
 
+def test_held_out_images_without_an_object_are_said_to_select_nothing(tiny_experiment, capfd):
+    empty = '[{synthetic="habitats",count=4,size=32,seed=9,empty=1.0,tiny=0.0}]'
+    experiment = tiny_experiment(f"data.val={empty}", "data.val_fraction=0.0")
+    Trainer(experiment).run()
+    events = [json.loads(line) for line in (experiment.run_folder / "events.jsonl").read_text().splitlines()]
+    assert [event["severity"] for event in events if event["kind"] == "unscored"] == ["warning"]
+    assert "no held-out image has an object" in capfd.readouterr().err
+
+
 def test_held_out_selection_has_no_such_label(tiny_experiment, capfd):
     experiment = tiny_experiment()
     Trainer(experiment).run()

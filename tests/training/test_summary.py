@@ -87,10 +87,20 @@ def test_a_run_stopped_by_a_guard_counts_its_events_and_names_what_looks_into_th
     summarise(Console(), experiment, Position(step=3, epoch=0, batch=3), {}, code=3)
     lines = said(capsys, "stopped by a guard: tiny")
     assert value(lines, "lost") == "7 steps skipped, 1 rollback"
-    assert value(lines, "warnings") == "spike 2, rollback 1"
+    assert value(lines, "guards") == "spike 2, rollback 1"
     assert value(lines, "peak memory") == "3.50 GiB of the GPU"
     assert value(lines, "find the cause") == "camox diagnose --replay runs/tiny"
     assert value(lines, "look at it") == "camox inspect runs/tiny --last-clean"
+
+
+def test_of_several_starts_the_time_since_the_last_is_told(tiny_experiment, in_its_folder, capsys, monkeypatch):
+    experiment = tiny_experiment(output=Path("runs"))
+    Path("runs/tiny").mkdir(parents=True)
+    events = [{"kind": kind, "severity": "info", "time": at} for kind, at in (("start", 100.0), ("resume", 5000.0))]
+    Path("runs/tiny/events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    monkeypatch.setattr("camox.training.summary.time.time", lambda: 5090.0)
+    summarise(Console(), experiment, Position(step=3, epoch=0, batch=3), {}, code=4)
+    assert value(said(capsys, "paused: tiny"), "took") == "1:30 since the last of 2 starts"
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ SIZES = ((96, 128), (240, 320), (375, 500), (480, 640), (683, 1024))
 """(H, W) that the images have in turn."""
 IMAGES = 100
 LEAST_SHARE = 0.85
-"""Of the bare network's images per second, one at a time, that `predict` is asked to reach."""
+"""Of the bare network's images per second, in the batches that suit it best, that `predict` is asked to reach."""
 ALONE, TOGETHER = "network", "network, batch 8"
 _OPTIONS: dict[str, dict[str, object]] = {
     "predict": {},
@@ -56,8 +56,8 @@ def measure_prediction(settings: Settings, images: int = IMAGES) -> Report:
         for name in _OPTIONS
         for network in (ALONE, TOGETHER)
     }
-    share = shares[f"predict / {ALONE}"]["median"]
-    target = Target(f"time of predict / {ALONE}", significant(1 / LEAST_SHARE), significant(1 / share))
+    share = min(shares[f"predict / {network}"]["median"] for network in (ALONE, TOGETHER))
+    target = Target("time of predict / fastest network", significant(1 / LEAST_SHARE), significant(1 / share))
     return Report({"prediction": rows}, {"images per second": shares}, [target], settings.of_targets)
 
 
