@@ -51,12 +51,13 @@ every_epochs = 1
 log_every = 1
 wandb = "disabled"
 """
-RUNS = ("quickstart", "mine", "other", "dense_416", "sparse_moe_416")
+RUNS = ("mine", "other", "sparse_moe_416")
 IMAGES = 6
 
 
 def furnish(folder: Path) -> None:
-    """Write images, masks and maps, experiments by the names of the recipes, and a finished run for each of `RUNS`."""
+    """Write images, masks and maps, experiments by the names of the recipes, and finished runs: the quickstart, a dense
+    one, and the quickstart's once more for each of `RUNS`."""
     from camox.experiment import Experiment
     from camox.training.trainer import Trainer
 
@@ -82,9 +83,13 @@ def furnish(folder: Path) -> None:
     (folder / "mine.toml").write_text(_EXPERIMENT.format(name="mine", sources=_SOURCES))
     for name in ("tools", "accelerate_configs", "camox"):
         (folder / name).symlink_to(ROOT / name)
+    for name in ("benchmarks", "docs"):  # which some commands write to
+        copy(ROOT / name, folder / name)
     with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()):
         Trainer(Experiment.load("experiments/quickstart.toml")).run()
-    for name in RUNS[1:]:
+        dense = ["experiment.name=dense_416", "model.moe.mode=dense"]
+        Trainer(Experiment.load("experiments/quickstart.toml", dense)).run()
+    for name in RUNS:
         copy(folder / "runs" / "quickstart", folder / "runs" / name)
 
 
