@@ -50,6 +50,7 @@ def test_the_tiny_experiment_fits_a_t4(small):
     assert finding.values["measured_on"] in ("cpu", "cuda")
 
 
+@pytest.mark.slow
 def test_several_processes_hold_gradients_twice_and_sizes_count_as_the_largest(small):
     def full(*overrides, processes=1):
         return check_estimates(small(*overrides), "T4", processes).values["phases"]["full"]
@@ -60,6 +61,7 @@ def test_several_processes_hold_gradients_twice_and_sizes_count_as_the_largest(s
     assert two["state_gib"] - one["state_gib"] == pytest.approx(gradients)
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_said_with_how_many_would(small, messages):
     finding = check_estimates(small(), "0.9GiB", 1)
     assert finding.status == "pass"

@@ -27,6 +27,7 @@ def assert_resumes_as(whole: Path, parts: Path, file: Path) -> None:
     assert {name: ours[name] for name in theirs} == theirs
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_rank_stops_both_and_the_resumed_run_is_the_same(tmp_path):
     """Each rank has its own running statistics, random numbers and half-summed meters in mid-epoch."""
     file = tmp_path / "tiny.toml"

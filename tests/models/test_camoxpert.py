@@ -355,10 +355,8 @@ def test_the_main_recipes_network_stays_within_its_budget():
 # ---- compiled
 
 
-@pytest.mark.parametrize(
-    "backend",
-    ["eager", pytest.param("inductor", marks=pytest.mark.slow)],  # inductor: a minute of compiling
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
 def test_compiled_experts_and_decoder_have_no_graph_break_and_say_the_same(build, images, monkeypatch, backend):
     compiler = torch.compile
     monkeypatch.setattr(torch, "compile", lambda *args, **options: compiler(*args, **options, backend=backend))

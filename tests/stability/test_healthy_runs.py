@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import fp16_accelerator
 
-RUNS, QUICK = 100, 2
+RUNS, QUICK = 100, 1
 EXPERIMENT = """
 [experiment]
 name = "healthy"

@@ -347,6 +347,7 @@ def in_process(monkeypatch):
     return trained
 
 
+@pytest.mark.slow
 def test_small_study_from_end_to_end(tiny, tmp_path, in_process, capsys):
     results = tmp_path / "results" / "study.json"
     arguments = [str(tiny), TEST_DATA, "--seeds", "5", "--size", "32", "--steps", "4"]

@@ -295,6 +295,7 @@ def measure(suite: str, file: Path, monkeypatch) -> dict:
     return json.loads(file.read_text())
 
 
+@pytest.mark.slow
 def test_step_measures_every_variant(tmp_path, monkeypatch, capsys):
     found = measure("step", tmp_path / "step.json", monkeypatch)
     assert found["command"].startswith(f"python tools/benchmark.py step --json {tmp_path}")
@@ -492,6 +493,7 @@ def test_options_on_a_gpu_are_measured_in_the_recipes_precision(arguments, preci
     assert json.loads(file.read_text())["settings"]["precision"] == precision
 
 
+@pytest.mark.slow
 def test_the_script_works_from_any_folder_and_a_wrong_backbone_is_one_message(tmp_path):
     command = [sys.executable, SCRIPT, "moe", "--backbone", "resnet10"]
     finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

@@ -100,7 +100,7 @@ def test_fewer_samples_than_a_batch_are_refused(folder):
         StreamBatches(reading(folder, 0, 2), 7)
 
 
-@pytest.mark.parametrize(("stop", "workers"), [(2, 2), (5, 0)])
+@pytest.mark.parametrize(("stop", "workers"), [pytest.param(2, 2, marks=pytest.mark.slow), (5, 0)])
 def test_a_run_resumed_in_mid_stream_is_the_uninterrupted_one(streamed, tmp_path, stop, workers):
     whole = train(streamed(output=tmp_path / "whole"))
     experiment = streamed(f"data.workers={workers}", output=tmp_path / "parts")

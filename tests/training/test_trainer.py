@@ -186,7 +186,7 @@ def test_another_seed_gives_another_run(tiny_experiment, tmp_path):
     assert numbers(first) != numbers(second)
 
 
-@pytest.mark.parametrize(("after", "fp16"), [(1, True), (2, False), slow(1, False), slow(2, True)])
+@pytest.mark.parametrize(("after", "fp16"), [slow(1, True), (2, False), slow(1, False), slow(2, True)])
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tiny_experiment, tmp_path, fp16, after, monkeypatch):
     """Interrupted after an epoch, at the phase change and inside a phase, then continued by --resume auto."""
     overrides = ("phases.full.epochs=2", f"data.workers={after - 1}")
@@ -226,7 +226,7 @@ MID_EPOCH = ("data.batch_size=1", "optimizer.accumulate=2", "data.image_size=64"
 
 @pytest.mark.parametrize(
     ("step", "fp16", "workers", "asynchronous"),
-    [(1, False, 0, "true"), (3, True, 2, "true"), slow(4, False, 2, "false"), slow(6, True, 0, "false")],
+    [(1, False, 0, "true"), slow(3, True, 2, "true"), slow(4, False, 2, "false"), slow(6, True, 0, "false")],
 )
 def test_a_run_stopped_in_mid_epoch_goes_on_bit_for_bit(
     tiny_experiment, tmp_path, record, step, fp16, workers, asynchronous
@@ -272,7 +272,7 @@ def test_a_run_stopped_after_an_epochs_shorter_last_window_goes_on_bit_for_bit(t
     assert {name: ours[name] for name in theirs} == theirs
 
 
-@pytest.mark.parametrize("epoch", [1, 2])
+@pytest.mark.parametrize("epoch", [slow(1), 2])
 def test_a_run_stopped_in_a_validation_goes_on_bit_for_bit(tiny_experiment, tmp_path, epoch, monkeypatch):
     """A validation of thousands of images takes longer than a scheduler waits: it ends early, and is done anew."""
     whole = train(tiny_experiment("data.batch_size=1", "data.image_size=64", output=tmp_path / "whole"))
@@ -389,7 +389,7 @@ def test_a_progressive_phase_trains_one_stage_more_after_each_quarter(tiny_exper
     assert min(norms) > 0
 
 
-@pytest.mark.parametrize(("backbone", "after"), [("resnet10t", 3), slow("edgenext_xx_small", 2)])
+@pytest.mark.parametrize(("backbone", "after"), [slow("resnet10t", 3), slow("edgenext_xx_small", 2)])
 def test_resuming_in_the_middle_of_a_progressive_phase_changes_no_bit(
     tiny_experiment, tmp_path, after, backbone, monkeypatch
 ):
