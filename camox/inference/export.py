@@ -179,7 +179,8 @@ def _write(loaded: LoadedModel, format: Format, file: Path, hub: HubOptions) -> 
     else:
         write_onnx(trace(loaded.model), file, facts)
         exported = open_onnx(file)
-    return measure_parity(loaded.model, exported, parity_batches(shapes_around(loaded.image_size)))
+    with _exporting(f"--format {format}"):  # a graph that was written may still fail at some size
+        return measure_parity(loaded.model, exported, parity_batches(shapes_around(loaded.image_size)))
 
 
 def _maps_of(model: CamoXpert) -> Callable[[Tensor], Maps]:

@@ -223,6 +223,16 @@ def test_an_exporter_that_fails_is_one_message(run, tmp_path, monkeypatch):
     assert not os.listdir(tmp_path)
 
 
+def test_an_export_that_cannot_run_is_one_message(template_run, tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("a size that the graph does not take")
+
+    monkeypatch.setattr("camox.inference.export._maps_of", lambda model: fail)
+    with pytest.raises(CamoxError, match=r"cannot be exported.*a size that the graph does not take"):
+        export_model(template_run, "hub", tmp_path / "hub")
+    assert not os.listdir(tmp_path)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["garbage", "foreign", "missing", "damaged"])
 def test_what_is_no_camox_onnx_is_one_message(onnx_file, tmp_path, capfd, photographs, kind):
