@@ -116,7 +116,7 @@ class Reporter:
         them.
         """
         self.console.validation(scores["val"], scores.get("val_ema"), epoch=at.epoch, step=at.step)
-        if not scores["val"]["count"] and not self._is_unscored:
+        if scores["val"].get("count") == 0 and not self._is_unscored:
             self._is_unscored = True
             self.event("unscored", _UNSCORED, at)
         epoch = at.epoch - 1
