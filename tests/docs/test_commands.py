@@ -29,7 +29,7 @@ NOT_TYPED = {
     r"python tools/ablation\.py experiments": "it trains fifteen runs; tests/tools/test_ablation.py trains small ones",
     r"python tools/(repeat_experiment|prediction_picture|report_time|export_parity|inference_options)\.py": "minutes",
     r"camox diagnose --replay": "it needs a step that was not finite: tests/training/test_replay.py makes some",
-    r"camox \w+( \w+)?( --check)?$": "the name of a command, not a whole one",
+    r"camox \w+( \w+)?( --[a-z-]+( \w+)?)?$": "the name of a command, not a whole one",
     r"tensorboard ": "it serves until it is stopped; tests/tracking reads the same files with TensorBoard's reader",
     r"camox predict model\.onnx$": "a part of one; tests/inference/test_export.py predicts with such a file",
     r"wandb |pgrep ": "it needs the network, or a run that hangs",
