@@ -19,6 +19,7 @@ def diagnose(tiny_experiment, tmp_path, monkeypatch):
     return lambda *options: main(["diagnose", str(tmp_path / "tiny.toml"), *few, *options])
 
 
+@pytest.mark.slow
 def test_a_sound_experiment_passes_and_nothing_is_written(diagnose, tmp_path, capfd):
     assert diagnose() == 0
     out = capfd.readouterr().out

@@ -25,6 +25,7 @@ def errors(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("error")]
 
 
+@pytest.mark.slow
 def test_processes_with_other_settings_are_told_which(file):
     script = str(ROOT / "tests/distributed/different_ranks.py")
     done = launch(script, "optimizer.lr=0.5", str(file), "--output", str(file.parent), timeout=200)

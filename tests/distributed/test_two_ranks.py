@@ -146,6 +146,7 @@ def test_one_run_was_wrapped_for_two_ranks_and_saved_once(report):
     assert {file.name for file in checkpoint.glob("rng_*")} == {"rng_0.safetensors", "rng_1.safetensors"}
 
 
+@pytest.mark.slow
 def test_the_command_of_the_readme_trains_the_quickstart_on_two_processes(tmp_path):
     done = launch(
         "camox/train.py",

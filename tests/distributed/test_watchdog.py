@@ -81,6 +81,7 @@ def test_a_stalled_worker_is_named_and_gone_and_a_second_start_goes_on(file):
     assert kinds(run) == ["start", "stall", "resume", "end"]
 
 
+@pytest.mark.slow
 def test_an_error_in_one_process_ends_the_job_and_is_the_reason_given(file):
     """Not the other's, which only sees a connection close."""
     run = file.parent / "tiny"

@@ -91,6 +91,7 @@ def test_a_replay_sees_the_very_same_batch_weights_and_random_numbers(tiny_exper
     assert seen[-1] == seen[2]
 
 
+@pytest.mark.slow
 def test_replaying_changes_nothing_in_the_run(tiny_experiment, tmp_path):
     """Of two micro-batches the first is at fault, and the second not replayed: random numbers are drawn fewer times."""
     noisy = ("model.moe.router.noise=1", "model.moe.router.noise_fraction=1")

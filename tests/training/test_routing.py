@@ -280,6 +280,7 @@ def values(run: Path) -> list[dict[str, Any]]:
     return [{n: v for n, v in row.items() if n.startswith("val/router")} for row in rows if "val/iou" in row]
 
 
+@pytest.mark.slow
 def test_a_run_whose_router_learns_nothing_warns_once_also_when_resumed(tiny_experiment, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(training_routing, "LEARNING_STEPS", 0)
     whole = train(tiny_experiment(*IDLE_ROUTERS, output=tmp_path / "whole"))
