@@ -13,6 +13,10 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 os.environ["WANDB_MODE"] = "disabled"
 os.environ["HF_HUB_OFFLINE"] = "1"
+# What says whether a person watches, and how wide and in which colours they read: a continuous integration sets some.
+os.environ["TERM"] = "xterm"
+for variable in ("CI", "COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+    os.environ.pop(variable, None)
 
 import pytest
 from hypothesis import HealthCheck, settings
