@@ -7,6 +7,7 @@ import math
 from typing import ClassVar
 
 import torch
+from timm.models.edgenext import PositionalEncodingFourier
 from torch import Tensor, nn
 
 from camox.models.camoxpert import CamoXpert
@@ -26,6 +27,7 @@ class ExportableCamoXpert(nn.Module):
         settings = {"dispatch": "masked", "channels_last": False, "gradient_checkpointing": False}
         with torch.random.fork_rng(devices=[]):
             self.model = CamoXpert(**{**model.config, **settings})
+            _replace_positions(self.model.backbone)
             form = IndexedMixture if model.mode in ("sparse", "random") else MatrixMixture
             for key, mixture in self.model.mixtures.items():
                 assert isinstance(mixture, MixtureOfExperts)
@@ -38,6 +40,23 @@ class ExportableCamoXpert(nn.Module):
         """The two maps at the images' size; all else that the model tells is for its losses."""
         output = self.model(images)
         return output.logits, output.uncertainty
+
+
+class SizedPositions(PositionalEncodingFourier):
+    """EdgeNeXt's encoding of positions without a slice of the last row, whose height PyTorch 2.14 cannot tell.
+
+    Formula of timm's module: sine and cosine of 2π(i + 1) / n at the wavelengths of the temperature.
+    """
+
+    def forward(self, shape: tuple[int, int, int]) -> Tensor:
+        """`(N, H, W)` → `[N, dim, H, W]`."""
+        images, height, width = shape
+        exponents = torch.arange(self.hidden_dim) // 2 * 2 / self.hidden_dim
+        wavelengths = self.temperature**exponents
+        rows = _waves(height, wavelengths)[:, None].expand(height, width, -1)
+        columns = _waves(width, wavelengths)[None].expand(height, width, -1)
+        waves = torch.cat((rows, columns), dim=2).permute(2, 0, 1)
+        return self.token_projection(waves[None]).expand(images, -1, -1, -1)
 
 
 class MatrixFrequencyExpert(FrequencyExpert):
@@ -123,6 +142,20 @@ def cosines_and_sines(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
     turns = product - torch.floor(product / count) * count
     angle = turns * (2 * math.pi) / count
     return angle.cos() / count.sqrt(), angle.sin() / count.sqrt()
+
+
+def _replace_positions(network: nn.Module) -> None:
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, PositionalEncodingFourier):
+                setattr(module, name, SizedPositions(child.hidden_dim, child.dim, child.temperature))
+
+
+def _waves(size: int, wavelengths: Tensor) -> Tensor:
+    """`[size, len(wavelengths)]`: even columns are sines, odd ones cosines."""
+    index = torch.arange(size).float()
+    angle = ((index + 1) / (_count(index) + 1e-6) * (2 * math.pi))[:, None] / wavelengths
+    return torch.stack((angle[:, 0::2].sin(), angle[:, 1::2].cos()), dim=2).flatten(1)
 
 
 def _count(index: Tensor) -> Tensor:

@@ -121,7 +121,7 @@ class StaticRouting(nn.Module):
 
     def forward(self, images: Tensor) -> Routing:
         """`images` `[N, …]` only says how many there are and where."""
-        return _equal_weights(torch.arange(self.top_k, device=images.device).repeat(len(images), 1), self.top_k)
+        return _equal_weights(torch.arange(self.top_k, device=images.device).repeat(images.shape[0], 1), self.top_k)
 
 
 class RandomRouting(nn.Module):

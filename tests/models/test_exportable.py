@@ -4,9 +4,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from timm.models.edgenext import PositionalEncodingFourier
 
 from camox.models.experts import EXPERTS
-from camox.models.exportable import ExportableCamoXpert, IndexedMixture, MatrixMixture, filter_by_matrices
+from camox.models.exportable import (
+    ExportableCamoXpert,
+    IndexedMixture,
+    MatrixMixture,
+    SizedPositions,
+    filter_by_matrices,
+)
 from camox.models.moe import MixtureOfExperts
 from camox.models.router import Routing
 
@@ -41,6 +48,27 @@ def test_each_expert_has_an_equal_form(name, size):
     x = torch.randn(3, 16, *size)
     with torch.no_grad():
         assert torch.allclose(form(x), expert(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 7), (1, 1, 1), (3, 44, 13)])
+@pytest.mark.parametrize("temperature", [10000.0, 20.0])
+def test_positions_are_those_of_timm(shape, temperature):
+    torch.manual_seed(0)
+    positions, form = (kind(8, 24, temperature) for kind in (PositionalEncodingFourier, SizedPositions))
+    form.load_state_dict(positions.state_dict())
+    with torch.no_grad():
+        assert torch.allclose(form(shape), positions(shape), atol=1e-5)
+
+
+def test_the_form_of_an_edgenext_holds_no_positions_of_timm(build, images):
+    model = build(backbone="edgenext_xx_small").eval()
+    form = ExportableCamoXpert(model)
+    kinds = [type(module) for module in form.modules() if isinstance(module, PositionalEncodingFourier)]
+    assert kinds
+    assert set(kinds) == {SizedPositions}
+    batch = images(3, 40, 71)
+    with torch.no_grad():
+        assert torch.allclose(form(batch)[0], model(batch).logits, atol=1e-4)
 
 
 @pytest.mark.parametrize("selected", [[[0, 1], [1, 2], [0, 2]], [[3, 1], [3, 1], [3, 1]], [[2, 0]]])
