@@ -129,7 +129,8 @@ class NonFiniteSteps:
         return {"in_a_row": self._in_a_row, "total": self._total, "routers_in_a_row": self._routers_in_a_row}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._in_a_row, self._total = int(state["in_a_row"]), int(state["total"])
+        # A run that is rolled back has still skipped what it skipped.
+        self._in_a_row, self._total = int(state["in_a_row"]), max(self._total, int(state["total"]))
         self._routers_in_a_row = int(state.get("routers_in_a_row", 0))
 
     @property

@@ -71,4 +71,5 @@ class EventLog:
 
 
 def _is_trouble(event: Mapping[str, Any]) -> bool:
-    return event.get("severity") != "info" and event.get("kind") != "tracking"
+    # How a run ended is no finding; and a process that is left by another may have come to say it, or not.
+    return event.get("severity") != "info" and event.get("kind") not in ("tracking", "end")

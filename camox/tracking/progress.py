@@ -160,10 +160,13 @@ class TrainingProgress:
         """What is known, most wanted first."""
         parts = []
         values = self._values
-        if "train/loss" in values:
-            parts.append(f"loss {values['train/loss']:.4f}")
-        if "train/iou" in values:
-            parts.append(f"IoU {values['train/iou']:.3f}")
+        if values.get("amp/skip_rate") == 1:
+            parts.append("all skipped")  # or the loss of no step, a NaN, would look like the run's
+        else:
+            if "train/loss" in values:
+                parts.append(f"loss {values['train/loss']:.4f}")
+            if "train/iou" in values:
+                parts.append(f"IoU {values['train/iou']:.3f}")
         if self._seconds_left is not None:
             parts.append(f"ETA {duration(self._seconds_left)}")
         rates = [value for name, value in values.items() if name.startswith("lr/")]

@@ -283,13 +283,13 @@ class Trainer:
     def _values(self, phase: ResolvedPhase, controls: Controls, position: float, clock: Clock) -> dict[str, Any]:
         """Reads the meters of the interval that ends here; between logged steps nothing waits for the device."""
         values: dict[str, Any] = self.training_step.interval_values(self.routing.costs)
-        ranks, skipped = self.accelerator.num_processes, self.watch.nonfinite.total
+        ranks = self.accelerator.num_processes
         values |= clock.lap(ranks) | {
             "train/effective_batch": phase.batch_size * phase.accumulate * ranks,
             "router/warmup_factor": warmup_factor(position, self.experiment.model.moe.balance.warmup_epochs),
             "router/coefficient": controls.balance_coefficient,
-            "amp/skipped_steps": skipped,
-            "stability/skipped_batches": skipped,
+            "amp/skipped_steps": self.watch.nonfinite.total,
+            "stability/skipped_batches": self.watch.skipped_batches,
             "stability/rollbacks": self.recovery.rollbacks,
             "stability/events": self.reporter.troubles,
         }

@@ -16,6 +16,8 @@ class Watch:
     def __init__(self, experiment: Experiment):
         stability = experiment.stability
         self.nonfinite = NonFiniteSteps(stability.max_skipped_steps)
+        self.skipped_batches = 0
+        """Steps of the whole run that were not taken, whatever the reason."""
         self._of_steps: dict[str, NonFiniteSteps | LossScale | Spikes] = {}
         if stability.nonfinite:
             self._of_steps["nonfinite"] = self.nonfinite
@@ -60,6 +62,7 @@ class Watch:
         findings = []
         of_step = dict(self._samples)
         for report in reports:
+            self.skipped_batches += not report.taken
             if report.finite:
                 self._loss_sum, self._steps = self._loss_sum + report.loss, self._steps + 1
             (self._cleared if report.finite else self._suspects).update(of_step.get(report.step, ()))
@@ -80,10 +83,13 @@ class Watch:
 
     def state_dict(self) -> dict[str, Any]:
         guards = {name: guard.state_dict() for name, guard in self._of_steps.items()}
-        return {**guards, "scores": self._scores.state_dict(), "losses": [self._loss_sum, self._steps]}
+        scores, losses = self._scores.state_dict(), [self._loss_sum, self._steps]
+        return {**guards, "scores": scores, "losses": losses, "skipped_batches": self.skipped_batches}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, guard in self._of_steps.items():
             guard.load_state_dict(state[name])
         self._scores.load_state_dict(state["scores"])
         self._loss_sum, self._steps = state["losses"]
+        # A run that is rolled back has still skipped what it skipped. Checkpoints of earlier versions do not say.
+        self.skipped_batches = max(self.skipped_batches, state.get("skipped_batches", self.nonfinite.total))

@@ -98,6 +98,15 @@ def test_terminal_output_fits_80_columns(monkeypatch):
     assert max(len(line) for line in plain.splitlines()) <= 80
 
 
+def test_where_every_step_was_skipped_there_is_no_loss_and_no_nan():
+    stream = io.StringIO()
+    with Console(stream=stream, terminal=False).training(total_steps=10, total_epochs=1) as progress:
+        progress.start_epoch("full", 1, 10)
+        progress.advance(1, VALUES | {"train/loss": float("nan"), "train/iou": float("nan"), "amp/skip_rate": 1.0})
+    assert "step 1/10  all skipped  ETA" in stream.getvalue()
+    assert "nan" not in stream.getvalue()
+
+
 def test_one_line_per_log_interval():
     stream = io.StringIO()
     with Console(stream=stream, terminal=False).training(total_steps=10, total_epochs=1) as progress:

@@ -45,6 +45,7 @@ def test_troubles_are_warnings_and_errors_up_to_the_step_that_a_run_goes_on_from
     for step, severity in ((1, "info"), (2, "warning"), (3, "error"), (4, "warning")):
         log.append("guard", "something", step=step, epoch=0, severity=severity)
     log.append("tracking", "wandb could not go online", step=2, epoch=0, severity="warning")
+    log.append("end", "RuntimeError: connection closed by peer", step=2, epoch=0, severity="error")
     assert log.troubles == 3
     log.close()
     assert [EventLog(tmp_path / "events.jsonl", step).troubles for step in (0, 2, 3, 9)] == [0, 1, 2, 3]

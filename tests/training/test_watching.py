@@ -84,6 +84,17 @@ def test_losses_that_are_not_finite_do_not_keep_a_checkpoint_from_being_written(
     Watch(tiny_experiment()).load_state_dict(state)
 
 
+def test_steps_that_were_not_taken_are_counted_whatever_the_reason_and_after_a_rollback_too(tiny_experiment):
+    watch, resumed = Watch(tiny_experiment()), Watch(tiny_experiment())
+    sound = watch.state_dict()
+    watch.after_steps([report(1), skipped(2), report(3, taken=False, spike=True), report(4)], None)
+    assert (watch.skipped_batches, watch.nonfinite.total) == (2, 1)
+    resumed.load_state_dict(watch.state_dict())
+    watch.load_state_dict(sound)
+    for counted in (watch, resumed):
+        assert (counted.skipped_batches, counted.nonfinite.total) == (2, 1)
+
+
 def test_streamed_samples_are_no_suspects_for_they_cannot_be_left_out(tiny_experiment):
     watch = Watch(tiny_experiment())
     watch.began(1, [-1, -1])
