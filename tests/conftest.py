@@ -13,10 +13,6 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 os.environ["WANDB_MODE"] = "disabled"
 os.environ["HF_HUB_OFFLINE"] = "1"
-# What says whether a person watches, and how wide and in which colours they read: a continuous integration sets some.
-os.environ["TERM"] = "xterm"
-for variable in ("CI", "COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
-    os.environ.pop(variable, None)
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -24,6 +20,13 @@ from hypothesis import HealthCheck, settings
 # No time limits: a busy machine is no failure.
 settings.register_profile("camox", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("camox")
+
+
+def pytest_configure() -> None:
+    """Forget what says whether a person watches, how wide and in which colours: CI and terminals set some of it."""
+    for variable in ("CI", "COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        os.environ.pop(variable, None)
+    os.environ["TERM"] = "xterm"
 
 
 @pytest.fixture(autouse=True)

@@ -114,5 +114,5 @@ def test_its_cells_train_over_two_sessions_and_predict(notebook):
     assert "resumed" in notebook.output
     notebook.run(use)
     assert set(notebook.codes) == {0}, notebook.output
-    assert len(list(Path("masks").glob("*_overlay.png"))) == 12, notebook.output
+    assert len(list(Path("masks/overlays").glob("*.png"))) == 12, notebook.output
     notebook.run(show)
