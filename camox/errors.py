@@ -64,6 +64,12 @@ class OutOfMemory(TrainingStopped):
     met_alone = True
 
 
+class DataLost(TrainingStopped):
+    """Data that were there at the start cannot be read any more, or are bad beyond what may be."""
+
+    met_alone = True
+
+
 class TrainingPaused(CamoxError):  # noqa: N818  an outcome, not a failure
     """Training was asked to stop early and saved its state; `--resume auto` goes on."""
 

@@ -76,7 +76,8 @@ class BadSamples:
             more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
             raise DataError(
                 f"{problems[0]}{more}: {len(problems)} of {samples} samples of an epoch are bad, more than "
-                f"stability.max_bad_samples = {self.most:g}; finished checkpoints are intact"
+                f"stability.max_bad_samples = {self.most:g}; mend them (camox data check finds them all), then go on "
+                "with --resume auto"
             )
         new = [problem for problem in problems if problem not in self._named]
         self._named.update(new)

@@ -13,14 +13,19 @@ from camox.training.phases import frozen_stages
 from camox.training.processes import fail_together
 from camox.training.step import TOTAL, TrainingStep
 
-WHAT_TO_LOWER = "lower data.batch_size (optimizer.accumulate makes up for it) or data.image_size"
 GIB = 2**30
+_NEW_RUN = "a new run (another experiment.name; experiment.init_from may start it from a checkpoint)"
 
 
-def try_largest_phases(experiment: Experiment, accelerator: Accelerator, step: TrainingStep) -> None:
+def try_largest_phases(
+    experiment: Experiment, accelerator: Accelerator, step: TrainingStep, is_new: bool = True
+) -> None:
     """Goes forward and backward once, on noise, with the batches of every phase that no other one exceeds.
 
     Leaves weights, statistics and random generators as they were, and no gradients. Collective.
+
+    Args:
+        is_new: whether the run begins: one that is resumed refuses other batches, so the advice is another.
 
     Raises:
         ExperimentError: the device's memory is not enough; the message has the largest batch that fits.
@@ -30,7 +35,7 @@ def try_largest_phases(experiment: Experiment, accelerator: Accelerator, step: T
         step.network.freeze_backbone(stages)
         try:
             if failure is None and not _fits(accelerator, step, phase.batch_size, phase.largest_size):
-                failure = _too_large(experiment, accelerator, step, phase)
+                failure = _too_large(experiment, accelerator, step, phase, is_new)
         finally:
             step.network.freeze_backbone(0)
     fail_together(failure)
@@ -89,7 +94,7 @@ def _noise(images: int, size: int, device: torch.device) -> TrainBatch:
 
 
 def _too_large(
-    experiment: Experiment, accelerator: Accelerator, step: TrainingStep, phase: ResolvedPhase
+    experiment: Experiment, accelerator: Accelerator, step: TrainingStep, phase: ResolvedPhase, is_new: bool
 ) -> ExperimentError:
     asked, size = phase.batch_size, phase.largest_size
     # By halves, then the largest between: a few steps, each shorter than one of the run.
@@ -100,22 +105,37 @@ def _too_large(
     device = accelerator.device
     gib = f" of {torch.cuda.get_device_properties(device).total_memory / GIB:.1f} GiB" if device.type == "cuda" else ""
     if fits:
-        more = phase.accumulate * -(-asked // fits)
-        advice = (
-            f"{fits} do: phases.{phase.name}.batch_size={fits} with phases.{phase.name}.accumulate={more} is about the "
-            "same effective batch"
-        )
+        advice = f"{fits} do: {_in_smaller_batches(phase, fits)} is about the same effective batch"
     else:
         advice = f"not even one does: lower the image_size of {size}"
     if not experiment.model.gradient_checkpointing:
         advice += "; or try model.gradient_checkpointing=true"
+    if not is_new:
+        advice += (
+            f"; the run that is resumed takes none of it: resume on a device with more memory, or start {_NEW_RUN}"
+        )
     return ExperimentError(
         f'phase "{phase.name}": a batch of {asked} images of {size}² pixels does not fit in the memory{gib} of the '
         f"{device.type} device; {advice}"
     )
 
 
-def out_of_memory(experiment: Experiment) -> str:
-    """What to tell where training runs out of memory all the same."""
-    checkpointing = "" if experiment.model.gradient_checkpointing else ", or try model.gradient_checkpointing=true"
-    return f"the device's memory is full: {WHAT_TO_LOWER}{checkpointing}; another program may be using it too"
+def out_of_memory(experiment: Experiment, phase: ResolvedPhase | None) -> str:
+    """What to tell where training runs out of memory all the same, in `phase` or before the first one.
+
+    A resume has to have the same settings, so all that lowers what the run itself needs takes a new run.
+    """
+    phase = phase or experiment.phases_resolved()[0]
+    half = phase.batch_size // 2
+    lower = [] if experiment.model.gradient_checkpointing else ["model.gradient_checkpointing=true"]
+    lower += [_in_smaller_batches(phase, half)] if half else []
+    lower += [f"a phases.{phase.name}.image_size below {phase.image_size}"]
+    return (
+        "the device's memory is full: where another program filled it, end that one and go on with --resume auto; else "
+        f"start {_NEW_RUN} with {' or '.join(lower)}"
+    )
+
+
+def _in_smaller_batches(phase: ResolvedPhase, batch: int) -> str:
+    more = phase.accumulate * -(-phase.batch_size // batch)
+    return f"phases.{phase.name}.batch_size={batch} with phases.{phase.name}.accumulate={more}"

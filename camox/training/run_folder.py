@@ -262,17 +262,6 @@ class RunFolder:
         return None, troubles
 
 
-def outcome(error: BaseException | None, rank: int = 0) -> tuple[int, str]:
-    """Exit code and reason of a run that ended with this error on process `rank`."""
-    if error is None:
-        return 0, "done"
-    if isinstance(error, CamoxError):
-        return error.exit_code, str(error)
-    if isinstance(error, KeyboardInterrupt):
-        return 130, "interrupted"
-    return 1, (f"process {rank}: " if rank else "") + f"{type(error).__name__}: {error}"
-
-
 def _refuse_other_run(before: Path, experiment: Experiment) -> None:
     """A resume with other settings would be another run under the same name."""
     earlier = Experiment.load(before).plain()

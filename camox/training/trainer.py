@@ -15,7 +15,7 @@ from accelerate.utils import gather_object, set_seed
 
 from camox.checkpoints.store import list_checkpoints
 from camox.data.loading import TrainBatch
-from camox.errors import CheckpointError, DataError, NotFinite, OutOfMemory, TrainingPaused, TrainingStopped
+from camox.errors import CheckpointError, DataError, NotFinite, TrainingPaused, TrainingStopped
 from camox.experiment import Experiment, ResolvedPhase
 from camox.inference.evaluation import evaluate
 from camox.models.backbone import STRIDES
@@ -36,16 +36,17 @@ from camox.training.building import (
     open_data,
     wrap_for_training,
 )
+from camox.training.endings import last_clean, outcome, stopped_by
 from camox.training.held_out_pictures import shown_indices, with_routing
 from camox.training.interruption import SAVE, STOP, TROUBLE, Interrupted, Requests
 from camox.training.launching.restarts import note_begun
-from camox.training.memory import out_of_memory, try_largest_phases
+from camox.training.memory import try_largest_phases
 from camox.training.phases import begins_stage, controls_at, frozen_stages, phase_loader, phase_of, phase_sampler
 from camox.training.processes import Result, build_accelerator, once, patience, share_buffers, together
 from camox.training.replay import Attempted, Replays
 from camox.training.reporting import Reporter
 from camox.training.routing import RoutingWatch
-from camox.training.run_folder import RunFolder, outcome
+from camox.training.run_folder import RunFolder
 from camox.training.run_state import (
     Position,
     Remembered,
@@ -107,18 +108,18 @@ class Trainer:
                     self.beginning = self.state.remember(self.at) if self.recovery.max_rollbacks else None
                 self._introduce()
                 if self.accelerator.device.type == "cuda":
-                    try_largest_phases(self.experiment, self.accelerator, self.training_step)
+                    try_largest_phases(self.experiment, self.accelerator, self.training_step, checkpoint is None)
                 self._train()
                 self._finish()
                 # Left to the interpreter's end, the threads of gloo abort the process now and then.
                 self.accelerator.end_training()
-            except torch.OutOfMemoryError as error:
-                failure = OutOfMemory(str(self._stop("memory", out_of_memory(self.experiment))))
+            except BaseException as error:
+                if (stop := stopped_by(error, self.experiment, self.phase, self.at)) is None:
+                    self._close(error)
+                    raise
+                failure = stop.as_error(str(self._stop(stop.kind, stop.reason)))
                 self._close(failure)
                 raise failure from error
-            except BaseException as error:
-                self._close(error)
-                raise
             self._close(None)
 
     # ---- before the first step
@@ -476,10 +477,9 @@ class Trainer:
 
     def _stop(self, kind: str, reason: str) -> TrainingStopped:
         """Logs why a guard ends the run, and where to go on from."""
-        self.saver.look(wait=True)  # what is being written is the last checkpoint, if it goes well
-        clean = list_checkpoints(self.folder.path)
-        where = f"the last clean checkpoint is {clean[-1]}" if clean else "there is no checkpoint yet"
-        message = f"stopped at {self.at}: {reason}; {where}{remedy(kind)}"
+        if hasattr(self, "saver"):
+            self.saver.look(wait=True)  # what is being written is the last checkpoint, if it goes well
+        message = f"stopped at {self.at}: {reason}; {last_clean(self.folder.path)}{remedy(kind)}"
         self._event(kind, message, severity="error")
         return TrainingStopped(message)
 

@@ -45,7 +45,7 @@ class Watch:
             DataError: the guard of bad samples is switched off.
         """
         if problems and self._bad is None:
-            raise DataError(f"{problems[0]}; training stopped, finished checkpoints are intact")
+            raise DataError(f"{problems[0]}; mend it, then go on with --resume auto")
         self._problems += problems
 
     def take_problems(self) -> list[str]:

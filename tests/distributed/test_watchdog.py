@@ -95,5 +95,5 @@ def test_memory_that_is_full_in_one_process_is_told_by_that_one(file):
     done = launch(SCRIPT, "fills", str(file), "--output", str(run.parent), timeout=200)
     code, reason = ended(done, run)
     assert code == 3
-    assert "memory is full: lower data.batch_size" in reason
+    assert "memory is full: " in reason
     assert f"error on process 1: {reason}" in done.stderr

@@ -15,7 +15,7 @@ from camox.data.habitats import Habitats
 from camox.data.loading import TrainBatch, TrainSet, train_loader
 from camox.data.samples import Source
 from camox.data.sources import Subset, open_source
-from camox.errors import DataError, TrainingPaused
+from camox.errors import DataError, TrainingPaused, TrainingStopped
 from camox.training.sampler import EpochBatches
 from camox.training.step import TrainingStep
 from tests.training.test_trainer import bits, numbers, read_events, stopped_after, train
@@ -138,14 +138,14 @@ def test_a_folder_that_vanishes_in_mid_run_ends_it_with_one_message(tiny_experim
     monkeypatch.setattr(TrainingStep, "__call__", take_and_unmount)
     overrides = ("data.workers=1", "phases.full.epochs=9", "validation.every_epochs=10")
     experiment = experiment_of(tiny_experiment, photographs, *overrides)
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(TrainingStopped) as caught:
         train(experiment)
     message = str(caught.value)
     assert f"its folder {photographs / 'images'} is gone; is the disk or share" in message
     assert "samples of an epoch are bad, more than stability.max_bad_samples" in message
     assert message.count("\n") == 0
     assert json.loads((experiment.run_folder / "exit.json").read_text()) == {
-        "code": 2, "reason": message, "last_clean_checkpoint": str(list_checkpoints(experiment.run_folder)[-1]),
+        "code": 3, "reason": message, "last_clean_checkpoint": str(list_checkpoints(experiment.run_folder)[-1]),
         "time": pytest.approx(0, abs=1e12),
     }  # fmt: skip
     assert len(taken) < 10  # it does not train on without them

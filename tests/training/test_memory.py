@@ -35,11 +35,11 @@ def memory_for(monkeypatch):
     return limit
 
 
-def look(experiment: Any) -> TrainingStep:
+def look(experiment: Any, is_new: bool = True) -> TrainingStep:
     accelerator = Accelerator(cpu=True)
     network = build_network(experiment, accelerator.device).train()
     step = build_training_step(experiment, accelerator, network)
-    try_largest_phases(experiment, accelerator, step)
+    try_largest_phases(experiment, accelerator, step, is_new)
     return step
 
 
@@ -130,18 +130,57 @@ def test_a_run_is_the_same_after_looking(tiny_experiment, tmp_path, monkeypatch)
     assert [bits(path) for path in list_checkpoints(looked)] == [bits(path) for path in list_checkpoints(plain)]
 
 
-def test_running_out_of_memory_in_mid_run_says_what_to_lower_and_where_to_go_on(tiny_experiment, monkeypatch):
+def test_a_run_that_is_resumed_is_not_told_to_take_another_batch(tiny_experiment, memory_for):
+    """A resume refuses one."""
+    memory_for(5 * 32**2)
+    with pytest.raises(ExperimentError, match=r"the run that is resumed takes none of it: .* a new run \(.*init_from"):
+        look(tiny_experiment("data.batch_size=7"), is_new=False)
+
+
+def fill_the_memory_in_step(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     call, count = TrainingStep.__call__, [0]
 
     def fail(step: TrainingStep, *arguments: Any) -> None:
         count[0] += 1
-        if count[0] == 3:
+        if count[0] == number:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         call(step, *arguments)
 
     monkeypatch.setattr(TrainingStep, "__call__", fail)
+
+
+def test_what_is_advised_when_the_memory_fills_in_mid_run_can_be_done(tiny_experiment, monkeypatch):
+    fill_the_memory_in_step(3, monkeypatch)
     experiment = tiny_experiment()
-    with pytest.raises(TrainingStopped, match=r"memory is full: lower data\.batch_size .*epoch_0001"):
+    with pytest.raises(TrainingStopped, match=r"memory is full: .*epoch_0001") as caught:
         train(experiment)
-    end = json.loads((experiment.run_folder / "exit.json").read_text())
-    assert end["code"] == 3
+    assert json.loads((experiment.run_folder / "exit.json").read_text())["code"] == 3
+    smaller = ["phases.full.batch_size=2", "phases.full.accumulate=2"]
+    for override in ("model.gradient_checkpointing=true", *smaller):
+        assert override in str(caught.value)
+        with pytest.raises(ExperimentError, match="was started with other settings"):
+            train(tiny_experiment(override), resume="auto")
+    clean = str(caught.value).split("the last clean checkpoint is ")[1]
+    anew = [f'experiment.init_from="{clean}"', 'experiment.name="smaller"', *smaller]
+    assert (train(tiny_experiment(*anew)) / "checkpoints" / "epoch_0002").is_dir()
+    train(experiment, resume="auto")
+    assert (experiment.run_folder / "checkpoints" / "epoch_0002").is_dir()
+
+
+def test_one_image_that_fills_the_memory_cannot_be_halved(tiny_experiment, monkeypatch):
+    fill_the_memory_in_step(1, monkeypatch)
+    with pytest.raises(TrainingStopped) as caught:
+        train(tiny_experiment("phases.frozen.batch_size=1", "model.gradient_checkpointing=true"))
+    assert "start a new run" in str(caught.value)
+    assert "with a phases.frozen.image_size below 32; there is no checkpoint yet" in str(caught.value)
+
+
+def test_memory_that_is_full_before_anything_could_be_saved_is_told_too(tiny_experiment, monkeypatch):
+    from camox.training import trainer as trainer_module
+
+    def fail(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(trainer_module, "build_network", fail)
+    with pytest.raises(TrainingStopped, match="stopped at step 0: the device's memory is full"):
+        train(tiny_experiment())

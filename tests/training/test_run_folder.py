@@ -16,7 +16,8 @@ from camox.errors import CheckpointError, ExperimentError, TrainingPaused
 from camox.stability.guards import Finding
 from camox.stability.recovery import Recovery
 from camox.tracking.events import EventLog
-from camox.training.run_folder import RunFolder, outcome
+from camox.training.endings import outcome
+from camox.training.run_folder import RunFolder
 from camox.training.trainer import Trainer
 from tests.training.test_trainer import rows, stopped_after, train
 

@@ -24,6 +24,7 @@ from camox.training.routing import routed_images
 from camox.training.step import TrainingStep
 from camox.training.trainer import Trainer
 from camox.training.validation import Validator
+from camox.training.watching import Watch
 from tests.conftest import fp16_accelerator
 
 
@@ -550,13 +551,37 @@ def test_an_unreadable_sample_is_named_and_too_many_end_the_run(tiny_experiment,
     broken.write_bytes(broken.read_bytes()[:-60])
     source = f'data.train=[{{layout="folder",images="{tmp_path}/images",masks="{tmp_path}/masks"}}]'
     overrides = (source, "data.workers=1", "data.batch_size=2", "data.val_fraction=0.2")
-    with pytest.raises(DataError, match=r"3\.jpg.*max_bad_samples"):
+    with pytest.raises(
+        TrainingStopped, match=r"stopped at step \d, .*3\.jpg.*max_bad_samples.*--resume auto; there is no"
+    ):
         train(tiny_experiment(*overrides, output=tmp_path / "few"))
-    with pytest.raises(DataError, match=r"3\.jpg.*training stopped"):
+    assert json.loads((tmp_path / "few" / "tiny" / "exit.json").read_text())["code"] == 3
+    with pytest.raises((DataError, TrainingStopped), match=r"3\.jpg.*mend it"):
         train(tiny_experiment(*overrides, "stability.bad_samples=false", output=tmp_path / "none"))
     run = train(tiny_experiment(*overrides, "stability.max_bad_samples=0.5", output=tmp_path / "many"))
     events = read_events(run)
     assert ["3.jpg" in event["message"] for event in events if event["kind"] == "bad_sample"] == [True]
+
+
+@pytest.mark.parametrize(("bad", "error", "code"), [(1, DataError, 2), (3, TrainingStopped, 3)])
+def test_data_that_fail_are_a_mistake_before_the_first_step_and_stop_the_run_after_it(
+    tiny_experiment, monkeypatch, bad, error, code
+):
+    meet, windows = Watch.met, [0]
+
+    def lose(watch: Watch, problems: Any) -> None:
+        windows[0] += 1
+        meet(watch, ["frog.jpg: cannot be read"] if windows[0] == bad else problems)
+
+    monkeypatch.setattr(Watch, "met", lose)
+    experiment = tiny_experiment("stability.bad_samples=false")
+    with pytest.raises(error, match=r"frog\.jpg: cannot be read; mend it") as caught:
+        train(experiment)
+    end = json.loads((experiment.run_folder / "exit.json").read_text())
+    assert (end["code"], end["reason"]) == (code, str(caught.value))
+    assert ("the last clean checkpoint is" in end["reason"]) == (code == 3)
+    train(experiment, resume="auto")
+    assert json.loads((experiment.run_folder / "exit.json").read_text())["code"] == 0
 
 
 def test_the_best_checkpoint_is_kept_among_the_last(tiny_experiment):
