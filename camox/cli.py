@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -25,19 +25,29 @@ ExportFormat = Literal["onnx", "torch", "hub"]
 app = typer.Typer(
     name="camox",
     help="Train, score and use models for camouflaged-object detection.",
-    no_args_is_help=True,
+    epilog="Begin with `camox train experiments/quickstart.toml`. `camox COMMAND --help` has an example of each.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-data_app = typer.Typer(
-    help="Look at data: what is wrong with them, and what the network gets to see.", no_args_is_help=True
-)
+data_app = typer.Typer(help="Look at data: what is wrong with them, and what the network gets to see.")
 app.add_typer(data_app, name="data")
 
-_Model = Annotated[Path, typer.Argument(metavar="CHECKPOINT_OR_RUN", help="A checkpoint, a run's folder, an export.")]
+
+def _flag(name: str, text: str) -> Any:
+    """An option without a value: typer would show one of type bool."""
+    return typer.Option(name, metavar="", help=text)
+
+
+_Model = Annotated[
+    Path, typer.Argument(metavar="CHECKPOINT_OR_RUN", help="A checkpoint, a run's folder, or an export.")
+]
+_Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="TABLE.KEY=VALUE", help="Values in place of the file's, such as optimizer.lr=1e-3."),
+]
 _Weights = Annotated[
     Weights, typer.Option(help="Raw or EMA weights; auto takes those that scored better on held-out data.")
 ]
@@ -68,11 +78,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         spell_out(stream)
     # A notebook hands its own way to draw down to commands, whose environment may not have it; matplotlib then fails.
     os.environ["MPLBACKEND"] = "Agg"
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     # Cut off before parsing: afterwards the launcher's options could not be told from overrides.
     cut = given.index("--") if given[:1] == ["train"] and "--" in given else len(given)
     try:
-        app(args=given[:cut], prog_name="camox", obj=tuple(given[cut + 1 :]))
+        return app(args=given[:cut], prog_name="camox", obj=tuple(given[cut + 1 :]), standalone_mode=False) or 0
+    except typer.TyperException as error:  # its own way to show one is a page of usage and a box
+        context = getattr(error, "ctx", None)
+        what = error.format_message().rstrip(".").replace("Value error, ", "")
+        where = context.command_path if context else "camox"
+        Console().error(f"{what[:1].lower()}{what[1:]} (see {where} --help)")
+        return error.exit_code
     except CamoxError as error:
         if os.environ.get("CAMOX_DEBUG") == "1":
             traceback.print_exc()
@@ -80,7 +96,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0
-    return 0
 
 
 def _print_version(wanted: bool) -> None:
@@ -92,7 +107,10 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+        bool,
+        typer.Option(
+            "--version", metavar="", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
     ] = False,
 ) -> None:
     pass
@@ -102,9 +120,7 @@ def _root(
 def train(
     context: typer.Context,
     experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT.toml", help="The experiment to run.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="TABLE.KEY=VALUE", help="Values in place of the file's.")
-    ] = None,
+    overrides: _Overrides = None,
     resume: Annotated[
         str | None,
         typer.Option(
@@ -113,18 +129,17 @@ def train(
         ),
     ] = None,
     output: Annotated[Path | None, typer.Option(metavar="DIR", help="In place of experiment.output.")] = None,
-    check: Annotated[bool, typer.Option("--check", help="Say what would be trained, and train nothing.")] = False,
+    check: Annotated[bool, _flag("--check", "Say what would be trained, and train nothing.")] = False,
     profile: Annotated[
         bool,
-        typer.Option(
-            "--profile", help="Take a few steps of every phase, say what they spend their time on, and train nothing."
-        ),
+        _flag("--profile", "Take a few steps of every phase, say what they spend their time on, and train nothing."),
     ] = False,
 ) -> None:
-    """Train an experiment by `accelerate launch`.
+    """Train an experiment, with a process for each GPU of this machine.
 
-    Options after `--` go to the launcher. Exit codes: 0 done; 2 configuration or data wrong; 3 stopped by a guard;
-    4 stopped early by a signal or its time limit, after saving: go on with `--resume auto`.
+    Options after `--` go to `accelerate launch`. Exit codes: 0 done; 2 configuration or data wrong, nothing trained;
+    3 stopped by a guard, which says what to do; 4 stopped early by a signal or its time limit, after saving: go on
+    with `--resume auto`.
     """
     from camox.experiment import Experiment
     from camox.training.launching.launcher import launch, refuse_together
@@ -146,29 +161,27 @@ def train(
 @app.command(epilog="Example: `camox diagnose experiments/sparse_moe_416.toml --gpu T4 --processes 2`")
 def diagnose(
     experiment: Annotated[
-        Path | None, typer.Argument(metavar="[EXPERIMENT.toml]", help="The experiment to examine.", show_default=False)
+        Path | None, typer.Argument(metavar="EXPERIMENT.toml", help="The experiment to examine.", show_default=False)
     ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="TABLE.KEY=VALUE", help="Values in place of the file's.")
-    ] = None,
+    overrides: _Overrides = None,
     replay: Annotated[
         Path | None,
         typer.Option(
             metavar="RUN|RUN/replays/STEP",
-            help="Instead take a step that a run has kept, for it was not finite, once more: where the first NaN or "
-            "Inf comes from.",
+            help="In place of an experiment: take a step again that a run has kept because it was not finite, and say "
+            "where its first NaN or Inf comes from.",
         ),
     ] = None,
     gpu: Annotated[
         str | None,
         typer.Option(metavar="NAME|SIZE", help="Card to estimate memory for, such as T4 or 16GiB [default: this one]."),
     ] = None,
-    processes: Annotated[int, typer.Option(min=1, help="Processes that the experiment is meant for.")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="Processes of the run that is planned: its GPUs.")] = 1,
     lr_range: Annotated[
-        bool, typer.Option("--lr-range", help="Also look for the learning rate at which the loss diverges.")
+        bool, _flag("--lr-range", "Also look for the learning rate at which the loss diverges.")
     ] = False,
     plot: Annotated[
-        Path | None, typer.Option(metavar="PNG", help="Where --lr-range draws to [default: NAME_lr_range.png].")
+        Path | None, typer.Option(metavar="PNG", help="Picture of --lr-range [default: NAME_lr_range.png].")
     ] = None,
     report: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all numbers to a file.")] = None,
 ) -> None:
@@ -196,7 +209,7 @@ def evaluate(
     models: Annotated[
         list[Path],
         typer.Argument(
-            metavar="CHECKPOINT_OR_RUN...", help="A checkpoint, or a run's folder; several are compared with the first."
+            metavar="CHECKPOINT_OR_RUN", help="A checkpoint, or a run's folder; several are compared with the first."
         ),
     ],
     data: Annotated[
@@ -222,20 +235,25 @@ def evaluate(
     image_size: _ImageSize = None,
     non_camouflaged: Annotated[
         bool,
-        typer.Option(
-            "--non-camouflaged", help="Of --data, also take COD10K's images without a camouflaged object; in no mean."
+        _flag(
+            "--non-camouflaged",
+            "Of --data, also score COD10K's images without a camouflaged object; they count in no mean.",
         ),
     ] = False,
     corruptions: Annotated[
         bool,
-        typer.Option(
-            "--corruptions", help="Also with blur, noise, JPEG and low light, each at 5 severities: 20 times."
+        _flag(
+            "--corruptions",
+            "Also score with blur, noise, JPEG and low light, each at 5 severities: takes 21 times as long.",
         ),
     ] = False,
     tta: _Tta = "",
     together: _With = None,
 ) -> None:
-    """Score checkpoints on images with ground truth."""
+    """Score a checkpoint on images with ground truth, or compare several.
+
+    Scores are printed, and written with a row per image to --out.
+    """
     if together and len(models) > 1:
         raise typer.BadParameter("joins one checkpoint: leave it out, or give one alone", param_hint="--with")
     if non_camouflaged and not data:
@@ -258,17 +276,18 @@ def score(
     pred: Annotated[
         list[Path],
         typer.Option(
-            metavar="DIR", help="Prediction maps, greyscale images 0 … 255. May be repeated, to compare with the first."
+            metavar="DIR",
+            help="Folder of prediction maps, greyscale images 0 … 255. May be repeated, to compare with the first.",
         ),
     ],
-    gt: Annotated[Path, typer.Option(metavar="DIR", help="Ground truths of the same names.")],
+    gt: Annotated[Path, typer.Option(metavar="DIR", help="Folder of ground-truth masks with the names of the maps.")],
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder for the scores; without it they are only printed.")
     ] = None,
     protocol: _Protocol = "camox",
     workers: Annotated[int, typer.Option(min=1, help="Processes that share the images.")] = 1,
 ) -> None:
-    """Score anyone's prediction maps."""
+    """Score prediction maps of any program against ground truth."""
     from camox.inference.scored_maps import score_maps
 
     score_maps(pred, gt, out, protocol, workers, Console())
@@ -284,14 +303,10 @@ def predict(
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the masks.")],
-    overlay: Annotated[
-        bool, typer.Option("--overlay", help="Also write DIR/overlays: images with the object outlined.")
-    ] = False,
-    binary: Annotated[
-        bool, typer.Option("--binary", help="Also write DIR/binary: 255 for object, 0 for the rest.")
-    ] = False,
+    overlay: Annotated[bool, _flag("--overlay", "Also write DIR/overlays: images with the object outlined.")] = False,
+    binary: Annotated[bool, _flag("--binary", "Also write DIR/binary: 255 for object, 0 for the rest.")] = False,
     objects: Annotated[
-        bool, typer.Option("--json", help="Also write DIR/objects.json: areas, boxes and scores of what is found.")
+        bool, _flag("--json", "Also write DIR/objects.json: areas, boxes and scores of what is found.")
     ] = False,
     threshold: Annotated[
         str,
@@ -307,13 +322,13 @@ def predict(
         Literal["none", "guided"],
         typer.Option(help="guided: masks follow the edges of large photographs (needs kornia)."),
     ] = "none",
-    bits: Annotated[str, typer.Option(metavar="8|16", help="Bits of a grey level of the masks.")] = "8",
+    bits: Annotated[Literal["8", "16"], typer.Option(help="Bits of a grey level of the masks.")] = "8",
     batch_size: Annotated[
         int | None,
         typer.Option(min=1, help="Images that are worked on at once [default: 8 on a GPU, threads of torch on a CPU]."),
     ] = None,
     weights: _Weights = "auto",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that are there already.")] = False,
+    overwrite: Annotated[bool, _flag("--overwrite", "Replace results that are there already.")] = False,
     image_size: _ImageSize = None,
 ) -> None:
     """Write a mask for every image: a grey PNG of its size, white where the model is sure of an object."""
@@ -333,23 +348,23 @@ def predict(
         threshold=_threshold(threshold),
         binary=binary,
         refinement=None if refine == "none" else refine,
-        bits=_bits(bits),
+        bits=16 if bits == "16" else 8,
         objects=objects,
     )
 
 
 @app.command(epilog="Example: `camox report runs/quickstart runs/mine --out comparison.html`")
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs; several stand side by side.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders of runs; several stand side by side.")],
     out: Annotated[
         Path | None,
         typer.Option(metavar="FILE.html", help="Where to write [default: RUN/report.html; needed for several runs]."),
     ] = None,
     without_gallery: Annotated[
-        bool, typer.Option("--no-gallery", help="Do not load the model: numbers and events only, much faster.")
+        bool, _flag("--no-gallery", "Do not load the model: numbers and events only, much faster.")
     ] = False,
 ) -> None:
-    """Write one page on a run that needs no network: verdict, events, curves, routers, scores, predictions."""
+    """Write an HTML page about a run, or several: verdict, events, curves, routers, scores, predictions."""
     from camox.report.report import write_report
 
     place = write_report(runs, out, with_gallery=not without_gallery)
@@ -368,7 +383,7 @@ def export(
     ],
     out: Annotated[Path, typer.Option(metavar="PATH", help="The file, or for hub the folder.")],
     weights: _Weights = "auto",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an export that is there already.")] = False,
+    overwrite: Annotated[bool, _flag("--overwrite", "Replace an export that is there already.")] = False,
     license: Annotated[
         str | None,
         typer.Option(metavar="ID", help="Of a hub model: its licence, such as apache-2.0 [default: unknown]."),
@@ -376,11 +391,12 @@ def export(
     push: Annotated[
         str | None, typer.Option(metavar="OWNER/NAME", help="Upload a hub model, once it is written.")
     ] = None,
-    private: Annotated[bool, typer.Option("--private", help="Make the repository of --push a private one.")] = False,
+    private: Annotated[bool, _flag("--private", "Make the repository of --push a private one.")] = False,
 ) -> None:
-    """Write a model for others to use, and say done once it agrees with the checkpoint.
+    """Write a model as a file for other programs, or as a folder for the Hugging Face hub.
 
-    Maps of both are compared on images of several sizes: a difference above 1e-3 ends with 2, and nothing is left.
+    Its maps are compared with the checkpoint's on images of several sizes: a difference above 1e-3 ends with exit code
+    2, and no export is left.
     """
     from camox.inference.export import export as export_model
     from camox.inference.hub import HubOptions
@@ -412,9 +428,9 @@ def data_check(
 ) -> None:
     """Find what is wrong with images and masks before anything is trained on them.
 
-    Every file is read as training would read it. Problems are what fails or makes something wrong, near-duplicates
-    between training and test among them; notes are what the loader deals with, and how. Exit codes: 0 no problems; 1
-    problems, which are listed; 2 there is no dataset to read.
+    Every file is read as training would read it. Problems are to be mended: they make training fail, or teach or score
+    something wrong (near-duplicates between training and test among them). Notes say what the loader deals with by
+    itself. Exit codes: 0 no problems; 1 problems, which are listed; 2 there is no dataset to read.
     """
     from camox.diagnosis.data_check.check import check_data
 
@@ -424,11 +440,9 @@ def data_check(
 @data_app.command("preview", epilog="Example: `camox data preview experiments/quickstart.toml --out preview.png`")
 def data_preview(
     experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT.toml", help="The experiment to look at.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="TABLE.KEY=VALUE", help="Values in place of the file's.")
-    ] = None,
+    overrides: _Overrides = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="PNG", help="Where to draw to [default: NAME_preview.png].")
+        Path | None, typer.Option(metavar="PNG", help="Picture to write [default: NAME_preview.png].")
     ] = None,
     epoch: Annotated[int, typer.Option(min=1, help="The first of five epochs whose augmentation is shown.")] = 1,
     count: Annotated[int, typer.Option(min=1, help="Samples, spread over the training set.")] = 8,
@@ -445,7 +459,7 @@ def data_preview(
     context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []},
 )
 def inspect(context: typer.Context) -> None:
-    """Say whether checkpoints are finite and undamaged. Example: `camox inspect runs/quickstart --last-clean`"""
+    """Look for NaN, Inf and damage in checkpoints, or compare two."""
     from camox.checkpoints.inspection import main as inspect_checkpoints
 
     raise typer.Exit(inspect_checkpoints(context.args, program="camox inspect"))
@@ -485,9 +499,3 @@ def _threshold(text: str) -> float | Literal["auto"]:
     if not 0 <= value <= 1:
         raise typer.BadParameter(f"{text!r} is neither auto nor a number from 0 to 1", param_hint="--threshold")
     return value
-
-
-def _bits(text: str) -> Literal[8, 16]:
-    if text not in ("8", "16"):
-        raise typer.BadParameter(f"{text!r} is neither 8 nor 16", param_hint="--bits")
-    return 8 if text == "8" else 16

@@ -3,7 +3,9 @@
 Messages say what is wrong, where, and what to do. Everything else that fails is a bug and keeps its traceback.
 """
 
+import argparse
 from collections.abc import Sequence
+from typing import NoReturn
 
 
 class CamoxError(Exception):
@@ -74,3 +76,11 @@ class TrainingPaused(CamoxError):  # noqa: N818  an outcome, not a failure
     """Training was asked to stop early and saved its state; `--resume auto` goes on."""
 
     exit_code = 4
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """Tells a mistake in a command line as any other: argparse's own prints a page of usage first."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the process with the message and exit code 2."""
+        self.exit(CamoxError.exit_code, f"error: {message} (see {self.prog} --help)\n")

@@ -25,6 +25,7 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ["MPLBACKEND"] = "Agg"  # a notebook hands down its own, which this environment may not have
 
+from camox.errors import ArgumentParser
 from camox.experiment import Experiment
 from camox.training.launching.ending import to_the_end
 from camox.training.launching.launcher import refuse_together
@@ -33,9 +34,9 @@ from camox.training.launching.restarts import resume_from
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line; `camox train` takes the same."""
-    parser = argparse.ArgumentParser("accelerate launch camox/train.py", description=__doc__)
-    parser.add_argument("experiment", metavar="EXPERIMENT.toml")
-    parser.add_argument("overrides", nargs="*", metavar="table.key=value", help="wins over the file; TOML values")
+    parser = ArgumentParser("accelerate launch camox/train.py", description=__doc__)
+    parser.add_argument("experiment", metavar="EXPERIMENT.toml", help="the experiment to run")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="table.key=value", help="wins over the file")
     parser.add_argument("--resume", metavar="auto|latest|PATH", help="go on from a checkpoint")
     parser.add_argument("--output", metavar="DIR", help="folder of runs, in place of experiment.output")
     parser.add_argument("--check", action="store_true", help="load and build everything, train nothing")

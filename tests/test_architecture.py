@@ -39,6 +39,14 @@ def test_only_the_console_prints():
     assert not printers
 
 
+def test_every_parser_tells_mistakes_alike():
+    paths = [*MODULES, *(ROOT / "tools").rglob("*.py")]
+    others = [
+        path.relative_to(ROOT) for path in paths if "argparse.ArgumentParser(" in path.read_text(encoding="utf-8")
+    ]
+    assert not others
+
+
 def test_repository_names_no_machine():
     # A path or a package index of one machine breaks the repository on every other.
     forbidden = re.compile("|".join(["/" + "work" + r"\b", "find" + "-links", "index" + "-url", "/opt" + "/"]))

@@ -10,6 +10,7 @@ from PIL import Image
 import camox
 from camox.cli import main
 from camox.experiment import json_schema
+from camox.train import main as script
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = ROOT / "experiments" / "quickstart.toml"
@@ -47,6 +48,49 @@ def test_module_and_command_are_the_same():
     ran = subprocess.run([sys.executable, "-m", "camox", "--version"], capture_output=True, text=True, check=False)
     assert ran.returncode == 0
     assert ran.stdout == f"camox {camox.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train"], "missing argument 'EXPERIMENT.toml' (see camox train --help)"),
+        (["trian"], "no such command 'trian'. Did you mean 'train'? (see camox --help)"),
+        (["data"], "missing command (see camox data --help)"),
+        (["report", "run", "--nope"], "no such option: --nope (see camox report --help)"),
+        (["evaluate", "run", "--data", "here"], "NC4K=data/NC4K (see camox evaluate --help)"),
+        (["predict", "run", "images", "--out", "masks", "--bits", "12"], "'--bits': '12' is not one of '8', '16'"),
+        (["inspect"], "the following arguments are required: PATH (see camox inspect --help)"),
+        (["inspect", "nowhere"], "nowhere"),
+    ],
+    ids=str,
+)
+def test_a_mistake_in_a_command_line_is_one_line(arguments, message, capfd):
+    assert main(arguments) == 2
+    out, err = capfd.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith("error: ")
+    assert message in err
+
+
+def test_the_script_tells_a_mistake_as_the_command_does(capfd):
+    with pytest.raises(SystemExit, match="2"):
+        script([])
+    expected = (
+        "error: the following arguments are required: EXPERIMENT.toml (see accelerate launch camox/train.py --help)\n"
+    )
+    assert capfd.readouterr().err == expected
+
+
+def test_the_command_alone_says_how_to_begin(capfd):
+    assert main([]) == 0
+    assert "Begin with camox train experiments/quickstart.toml" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("verb", [[], *(verb.split() for verb in VERBS)], ids=str)
+def test_help_shows_no_value_for_an_option_that_takes_none(verb, capfd):
+    assert main([*verb, "--help"]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert not [line for line in lines if "<bool>" in line and "--help" not in line]
 
 
 @pytest.mark.parametrize("verb", VERBS)

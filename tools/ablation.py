@@ -39,7 +39,7 @@ from ablation_summary import summarise
 from ablation_tables import markdown_tables
 from camox.checkpoints.folders import list_checkpoints
 from camox.data.sources import held_out_split, open_sources, open_training_sources
-from camox.errors import CamoxError, DataError, ExperimentError
+from camox.errors import ArgumentParser, CamoxError, DataError, ExperimentError
 from camox.experiment import Experiment
 from camox.tracking.console import Console
 from machine import machine, versions
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiment", type=Path, nargs="?", metavar="EXPERIMENT.toml")
     parser.add_argument("overrides", nargs="*", metavar="table.key=value", help="for all rows")
     parser.add_argument(

@@ -56,7 +56,7 @@ from benchmarking.scaling import measure_scaling
 from benchmarking.settings import PRECISIONS, Settings
 from benchmarking.startup import measure_startup
 from benchmarking.step import measure_steps
-from camox.errors import CamoxError, DataError
+from camox.errors import ArgumentParser, CamoxError, DataError
 from pages import SHAPE_ERRORS, fill_block
 
 SUITES: dict[str, Callable[[Settings], Report]] = {
@@ -124,7 +124,7 @@ def _measure(arguments: list[str]) -> int:
 
 def _compare(arguments: list[str]) -> int:
     """Whether anything became worse from the first file to the second."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="benchmark.py compare",
         description="Hold two files of results of one suite against each other, ratio by ratio.",
         epilog="Ends with 0 where nothing became worse beyond the noise, 1 where something did, 2 where they do not "
@@ -145,7 +145,7 @@ def _compare(arguments: list[str]) -> int:
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     default = Settings()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suite", choices=SUITES, help="what to measure; or compare OLD.json NEW.json")
     parser.add_argument(
         "--device", choices=("cpu", "cuda"), default=default.device, help="where to measure (default: %(default)s)"

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from camox.checkpoints.folders import CHECKPOINTS
 from camox.checkpoints.legacy import read_legacy, weights_of
 from camox.checkpoints.store import read_checkpoint, resolve, write_folder
-from camox.errors import CamoxError, CheckpointError
+from camox.errors import ArgumentParser, CamoxError, CheckpointError
 from camox.models.camoxpert import CamoXpert
 from camox.tracking.console import Console
 
@@ -32,7 +32,7 @@ LEGACY = (".pth", ".pt", ".bin", ".ckpt")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parses the command line, converts, says what was written."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = "of a run its best, else its latest; or another program's file"
     parser.add_argument("source", metavar="CHECKPOINT_OR_RUN_OR_FILE", type=Path, help=source)
     parser.add_argument("--mode", choices=("sparse", "dense", "static", "random"), help="by default as it is")

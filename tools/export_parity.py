@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from camox.errors import CamoxError
+from camox.errors import ArgumentParser, CamoxError
 from camox.inference.export import facts_of, open_onnx, open_program, trace, write_onnx, write_program
 from camox.inference.loaded_model import LoadedModel, load_model
 from camox.inference.parity import LIMIT, TIE, Maps, measure_parity, parity_batches
@@ -30,7 +30,7 @@ _SMALLEST = 33
 
 def main() -> int:
     """Parses the command line, measures, writes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--images", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0, help="of the sizes and of the noise")

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from camox.data.samples import Samples
 from camox.data.sources import open_source
-from camox.errors import CamoxError, DataError
+from camox.errors import ArgumentParser, CamoxError, DataError
 from camox.inference.ensemble import Average, Ensemble
 from camox.inference.loaded_model import LoadedModel, load_model
 from camox.inference.mask_refinement import Refinement
@@ -116,7 +116,7 @@ class Remembering:
 def main(arguments: list[str] | None = None) -> int:
     """Parses the command line, measures or reads, writes."""
     given = sys.argv[1:] if arguments is None else arguments
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, nargs="?", help="a run of experiments/quickstart.toml")
     parser.add_argument("--seed", type=Path, help="the same with another seed")
     parser.add_argument("--dense", type=Path, help="the same with all experts")

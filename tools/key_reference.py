@@ -12,7 +12,7 @@ from typing import Any
 
 import tomli
 
-from camox.errors import CamoxError, ExperimentError
+from camox.errors import ArgumentParser, CamoxError, ExperimentError
 from camox.experiment import Experiment, json_schema
 from pages import fill_block
 
@@ -189,7 +189,7 @@ def read_recipes(folder: Path) -> dict[str, dict[str, Any]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Fills the page's block."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("page", type=Path, help=f"page with the lines <!-- {BLOCK} --> and <!-- /{BLOCK} -->")
     parser.add_argument("recipes", type=Path, help="folder of recipes")
     options = parser.parse_args(arguments)

@@ -22,6 +22,7 @@ from PIL import Image
 
 from camox.data.audit.similarity import detail_correlation, mirror, near_duplicates, perceptual_hash, small_grey
 from camox.data.decoding import read_image
+from camox.errors import ArgumentParser
 from machine import machine, versions
 
 _NEAR = 22  # bits: of pairs further apart nothing is aligned, and no threshold would be put there
@@ -29,7 +30,7 @@ _NEAR = 22  # bits: of pairs further apart nothing is aligned, and no threshold 
 
 def main() -> int:
     """Parses the command line, measures, writes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, required=True, help="file for the results")
     options = parser.parse_args()
     files = sorted(Path(os.environ["CAMOX_OPEN_PAIRS"]).glob("*_open/images/*"))

@@ -13,7 +13,7 @@ import torch
 
 from camox.data.sources import open_sources
 from camox.data.transforms import resize_image
-from camox.errors import CamoxError, DataError
+from camox.errors import ArgumentParser, CamoxError, DataError
 from camox.inference.forward import infer
 from camox.inference.loaded_model import load_model
 from camox.inference.pictures import prediction_panel
@@ -21,7 +21,7 @@ from camox.inference.pictures import prediction_panel
 
 def main() -> int:
     """Parses the command line, predicts, draws."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--samples", type=int, nargs="+", default=[0, 1, 2, 3], help="numbers within the test data")
     parser.add_argument("--size", type=int, default=256, help="side of each of the four pictures in a row")

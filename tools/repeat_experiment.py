@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from camox.errors import ArgumentParser
 from machine import machine
 
 TRAIN = Path(__file__).resolve().parents[1] / "camox" / "train.py"
@@ -20,7 +21,7 @@ TRAIN = Path(__file__).resolve().parents[1] / "camox" / "train.py"
 
 def main() -> int:
     """Parses the command line, trains, writes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiment", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 1, 2])
     parser.add_argument("--output", type=Path, default=Path("runs/repeated"))

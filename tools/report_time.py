@@ -12,6 +12,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from camox.errors import ArgumentParser
 from machine import machine, versions
 
 _MEASURED = Path(__file__).resolve().with_name("measured_process.py")
@@ -19,7 +20,7 @@ _MEASURED = Path(__file__).resolve().with_name("measured_process.py")
 
 def main() -> int:
     """Parses the command line, measures, writes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path, required=True, help="file for the results")

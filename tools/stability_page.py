@@ -7,7 +7,6 @@
 Records of incidents that a folder does not have are kept as they are in the JSON.
 """
 
-import argparse
 import json
 import sys
 import textwrap
@@ -15,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from camox.errors import CamoxError, DataError
+from camox.errors import ArgumentParser, CamoxError, DataError
 from incident_plots import draw_incidents
 from machine import machine, versions
 from pages import SHAPE_ERRORS, fill_block, read_results
@@ -87,7 +86,7 @@ def _cell(text: str) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the tool; gives 0, or 2 where something is missing."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--records", type=Path, help="folder that the tests have recorded into: renews the JSON")
     parser.add_argument("--json", type=Path, default=RESULTS, help="the results (default: %(default)s)")
     parser.add_argument("--page", type=Path, default=PAGE, help="page to fill, plot beside it (default: %(default)s)")

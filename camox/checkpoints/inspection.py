@@ -12,7 +12,7 @@ from camox.checkpoints.inspection_json import difference_as_json, report_as_json
 from camox.checkpoints.inspection_text import difference_lines, report_lines
 from camox.checkpoints.progress import ProgressBar
 from camox.checkpoints.scan import last_clean, scan
-from camox.errors import CheckpointError
+from camox.errors import ArgumentParser, CheckpointError
 
 _EXAMPLES = """\
 examples:
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "inspect_checkpo
     except CheckpointError as error:
         if os.environ.get("CAMOX_DEBUG") == "1":
             traceback.print_exc()
-        sys.stderr.write(f"{_printable(str(error))}\n")
+        sys.stderr.write(f"error: {_printable(str(error))}\n")
         return error.exit_code
     sys.stdout.write(text + "\n")
     return code
@@ -71,8 +71,8 @@ def _printable(line: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in line)
 
 
-def _parser(program: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser(program: str) -> ArgumentParser:
+    parser = ArgumentParser(
         prog=program,
         description="Look for NaN, Inf and damage in weights, and for differences, without loading them.",
         epilog=_EXAMPLES.replace("inspect_checkpoint.py", program),

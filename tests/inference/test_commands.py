@@ -56,7 +56,7 @@ def test_predict_takes_patterns_ensembles_and_augmentations(camox, run_folder, p
         (("--tta", "rotate"), "no test-time augmentation rotate: there are hflip, vflip, scales"),
         (("--threshold", "1.5"), "neither auto nor a number"),
         (("--threshold", "half"), "neither auto nor a number"),
-        (("--bits", "12"), "neither 8 nor 16"),
+        (("--bits", "12"), "is not one of '8', '16'"),
         (("--with", "nowhere"), "nowhere"),
     ],
 )

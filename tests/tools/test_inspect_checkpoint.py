@@ -165,7 +165,7 @@ def test_what_cannot_be_read_is_2_with_one_message(tmp_path, capsys, kind, optio
     assert main([str(path), *options]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith(str(path))
+    assert captured.err.startswith(f"error: {path}")
     assert captured.err.count("\n") == 1
 
 
