@@ -41,9 +41,7 @@ def _flag(name: str, text: str) -> Any:
     return typer.Option(name, metavar="", help=text)
 
 
-_Model = Annotated[
-    Path, typer.Argument(metavar="CHECKPOINT_OR_RUN", help="A checkpoint, a run's folder, or an export.")
-]
+_Model = Annotated[Path, typer.Argument(metavar="CHECKPOINT_OR_RUN", help="A checkpoint, a run's folder, an export.")]
 _Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="TABLE.KEY=VALUE", help="Values in place of the file's, such as optimizer.lr=1e-3."),
