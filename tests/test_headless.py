@@ -17,7 +17,7 @@ from camox.inference.score_plots import draw_robustness
 
 draw_robustness("NC4K", {"S": {"blur": [0.8, 0.7]}}, {"S": 0.9}, Path(sys.argv[1]))
 """
-NOTEBOOK = "module://a_notebook_that_is_not_installed.here"
+NOTEBOOK = "module://matplotlib_inline.backend_inline"
 
 
 def run(*arguments, **variables):
@@ -43,6 +43,11 @@ def test_a_command_started_from_a_notebook_draws(tiny_experiment, tmp_path):
 
 def test_training_started_from_a_notebook_can_draw_its_test_curves():
     run("-c", "import camox.train, matplotlib.figure", MPLBACKEND=NOTEBOOK)
+
+
+@pytest.mark.parametrize("module", ["ablation_figures", "incident_plots"])
+def test_tools_started_from_a_notebook_can_draw(module):
+    run("-c", f"import {module}", MPLBACKEND=NOTEBOOK, PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / "tools")]))
 
 
 def test_nothing_asks_for_a_window():

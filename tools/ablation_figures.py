@@ -4,16 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import numpy as np
-from matplotlib import pyplot
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from ablation_summary import MEASURES, Run, mean_usage
+from drawing import Axes, Figure, pyplot
 
 # Of the palette of Okabe and Ito, which people of any colour vision can tell apart.
 _DOT, _MEAN = "#0072B2", "#D55E00"

@@ -5,12 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-from matplotlib import pyplot
-from matplotlib.axes import Axes
+from drawing import Axes, pyplot
 
 # Of the palette of Okabe and Ito, which people of any colour vision can tell apart.
 _WITHOUT, _WITH, _CLEAN = "#D55E00", "#0072B2", "0.6"
