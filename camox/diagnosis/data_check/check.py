@@ -74,6 +74,7 @@ def _tell_kind(kind: Kind, findings: Sequence[Finding], result: Result, console:
         files += f", … and {len(findings) - _SHOWN} more"
     loader = f"the loader {kind.loader}"
     problems, notes = ([(files, kind.remedy)], [loader]) if kind.severity == "problem" else ([], [loader, files])
+    notes += [f"→ {kind.remedy}"] if kind.severity == "note" and kind.remedy else []
     console.verdict(kind.severity, str(len(findings)), kind.title, problems, notes)
 
 
@@ -108,7 +109,7 @@ def _tell_duplicates(severity: Severity, result: Result, console: Console) -> No
         problems = [("\n      ".join(lines), "remove one of each pair, or scores will flatter")]
         console.verdict(severity, str(len(pairs)), "near-duplicates between sets of different use", problems)
     else:
-        notes = ["the loader takes both; a part that is held out may hold a copy", *lines]
+        notes = ["the loader takes both", *lines, "→ a part that is held out may hold a copy: remove one of each pair"]
         console.verdict(severity, str(len(pairs)), "near-duplicates within one use", (), notes)
 
 

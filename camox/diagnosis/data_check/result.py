@@ -10,7 +10,7 @@ from typing import Any
 import camox
 from camox.data.audit.dataset import Audited, Duplicate, count_findings
 from camox.data.audit.files import Examined
-from camox.data.audit.findings import KINDS, Finding
+from camox.data.audit.findings import KINDS, Finding, Kind
 from camox.data.audit.statistics import summarise
 from camox.tracking.console import counted
 
@@ -59,10 +59,18 @@ class Result:
 
     @property
     def verdict(self) -> str:
-        """The outcome in one line."""
+        """The outcome in one line, and what to do."""
+        images = counted(self.images, "image")
+        found = f"no problems in {images}: ready to train on"
+        if self.problems:
+            found = f"{counted(self.problems, 'problem')} in {images}: mend each as is said with it, then check again"
         notes = count_findings(self.audited, self.duplicates, "note")
-        found = counted(self.problems, "problem") if self.problems else "no problems"
-        return f"{found} and {counted(notes, 'note')} in {counted(self.images, 'image')}"
+        if not notes:
+            return found
+        advised = sum(len(findings) for kind, findings in self.by_kind.items() if _is_hint(KINDS[kind]))
+        advised += sum(one.severity == "note" for one in self.duplicates)
+        look = f"; look at {advised} of them, as is said there" if advised else ": nothing to do"
+        return f"{found}. {counted(notes, 'note')} on what the loader deals with by itself{look}"
 
     def plain(self) -> dict[str, Any]:
         """All of it, as data_check.json holds it."""
@@ -89,6 +97,10 @@ class Result:
             "correlation": round(duplicate.correlation, 4),
             "mirrored": duplicate.mirrored,
         }
+
+
+def _is_hint(kind: Kind) -> bool:
+    return kind.severity == "note" and bool(kind.remedy)
 
 
 def groups_of(audited: Audited) -> dict[str, list[Examined]]:

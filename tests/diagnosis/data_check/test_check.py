@@ -36,7 +36,7 @@ def leak(root):
 def test_a_clean_set_ends_with_0(halves, capfd):
     assert main(["data", "check", str(halves)]) == 0
     out = capfd.readouterr().out
-    assert "no problems and 0 notes in 8 images" in out
+    assert out.splitlines()[-1] == "no problems in 8 images: ready to train on"
     assert "Wild (train)" in out
     assert "Wild (test)" in out
 
@@ -44,7 +44,21 @@ def test_a_clean_set_ends_with_0(halves, capfd):
 def test_notes_alone_end_with_0(halves, capfd):
     (halves / "train" / "GT" / "Thumbs.db").write_bytes(b"x")
     assert main(["data", "check", str(halves)]) == 0
-    assert "train/GT/Thumbs.db" in capfd.readouterr().out
+    out = capfd.readouterr().out
+    assert "train/GT/Thumbs.db" in out
+    told = "no problems in 8 images: ready to train on. 1 note on what the loader deals with by itself: nothing to do"
+    assert out.splitlines()[-1] == told
+
+
+def test_a_note_that_a_person_should_look_at_says_so(halves, capfd):
+    Image.fromarray(photograph(2)).save(halves / "train" / "Imgs" / "copy.jpg", quality=50)
+    Image.fromarray(TRUTH * 255).save(halves / "train" / "GT" / "copy.png")
+    assert main(["data", "check", str(halves)]) == 0
+    out = capfd.readouterr().out
+    assert "→ a part that is held out may hold a copy: remove one of each pair" in out
+    assert out.splitlines()[-1].endswith(
+        "1 note on what the loader deals with by itself; look at 1 of them, as is said there"
+    )
 
 
 def test_problems_end_with_1_and_are_listed_with_files_and_remedies(halves, capfd):
@@ -55,7 +69,7 @@ def test_problems_end_with_1_and_are_listed_with_files_and_remedies(halves, capf
     assert "train/Imgs/train_1.jpg" in out
     assert "add the masks or remove the images" in out
     assert "train/Imgs/train_2.jpg = test/Imgs/copy ü.jpg" in out
-    assert "2 problems" in out
+    assert "2 problems in 8 images: mend each as is said with it, then check again. 2 notes on" in out
 
 
 def test_nothing_is_written_without_out(halves, monkeypatch, tmp_path):
