@@ -94,6 +94,12 @@ def check_range(subject: Subject, test: RangeTest | None, plot: Path | None) -> 
         if test.diverges is not None and rate >= test.diverges:
             message = f"phase {name}: lr {rate:.2g} is no less than {test.diverges:.1g}, from which on the loss rises"
             problems.append(Problem("warn", message, f"try {test.suggested:.2g}"))
+        elif test.diverges is not None and rate > test.diverges / _SAFE:
+            message = (
+                f"phase {name}: lr {rate:.2g} is more than a third of {test.diverges:.1g}, from which on the loss rises: "
+                "it will be steeper later in the run"
+            )
+            problems.append(Problem("warn", message, f"try {test.suggested:.2g}"))
     until = "does not diverge" if test.diverges is None else f"diverges from {test.diverges:.1g} on"
     summary = f"steepest at {test.steepest:.2g}, {until}; suggested peak {test.suggested:.2g}, the experiment has "
     summary += ", ".join(f"{rate:.2g}" for rate in dict.fromkeys(peaks.values()))

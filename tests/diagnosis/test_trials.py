@@ -105,3 +105,12 @@ def test_a_rate_behind_the_wall_is_found(subject, messages):
     assert finding.status == "warn"
     assert "phase full: lr 0.5 is no less than" in messages(finding)
     assert "phase frozen" not in messages(finding)
+
+
+@pytest.mark.parametrize(("share", "status"), [(0.3, "pass"), (0.4, "warn")])
+def test_a_rate_close_to_the_wall_is_found_too(subject, messages, share, status):
+    """What is suggested is at most a third of the wall, so more than that has to be said."""
+    test = judge(RATES, valley(RATES), exploded=False)
+    finding = check_range(subject(f"phases.full.lr={share * test.diverges:.4g}"), test, None)
+    assert finding.status == status
+    assert ("is more than a third of" in messages(finding)) == (status == "warn")

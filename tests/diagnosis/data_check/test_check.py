@@ -69,7 +69,7 @@ def test_problems_end_with_1_and_are_listed_with_files_and_remedies(halves, capf
     assert "train/Imgs/train_1.jpg" in out
     assert "add the masks or remove the images" in out
     assert "train/Imgs/train_2.jpg = test/Imgs/copy ü.jpg" in out
-    assert "2 problems in 8 images: mend each as is said with it, then check again. 2 notes on" in out
+    assert "2 problems in 9 images: mend each as is said with it, then check again. 2 notes on" in out
 
 
 def test_nothing_is_written_without_out(halves, monkeypatch, tmp_path):
