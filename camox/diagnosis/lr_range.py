@@ -96,8 +96,8 @@ def check_range(subject: Subject, test: RangeTest | None, plot: Path | None) -> 
             problems.append(Problem("warn", message, f"try {test.suggested:.2g}"))
         elif test.diverges is not None and rate > test.diverges / _SAFE:
             message = (
-                f"phase {name}: lr {rate:.2g} is more than a third of {test.diverges:.1g}, from which on the loss rises: "
-                "it will be steeper later in the run"
+                f"phase {name}: lr {rate:.2g} is more than a third of {test.diverges:.1g}, from which on the loss "
+                "rises; later in the run it is steeper"
             )
             problems.append(Problem("warn", message, f"try {test.suggested:.2g}"))
     until = "does not diverge" if test.diverges is None else f"diverges from {test.diverges:.1g} on"

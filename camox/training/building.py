@@ -15,11 +15,12 @@ from camox.data.loading import EvalSet
 from camox.data.samples import Source
 from camox.data.sources import Subset, open_sources, open_training_sources
 from camox.data.streams import Reading, open_stream
-from camox.errors import CheckpointError
+from camox.errors import CheckpointError, ExperimentError
 from camox.experiment import Experiment
 from camox.inference.loaded_model import load_model
 from camox.inference.selection import require_declared_selection
 from camox.losses.composite import SegmentationObjective
+from camox.models.backbone import STRIDES
 from camox.models.balance import RoutingObjective
 from camox.models.camoxpert import CamoXpert
 from camox.stability.recovery import Recovery
@@ -113,11 +114,17 @@ def build_network(experiment: Experiment, device: torch.device, trained: bool = 
 
     Raises:
         CheckpointError: there is nothing to start from at that path, or it is of another network.
-        ExperimentError: the backbone cannot be built.
+        ExperimentError: the backbone cannot be built, or the network cannot be trained on a phase's batches.
     """
+    network = _build_network(experiment, trained)
+    refuse_single_values(experiment, network)
+    return network.to(device)
+
+
+def _build_network(experiment: Experiment, trained: bool) -> CamoXpert:
     start = experiment.experiment.init_from
     if trained and start is None:
-        return CamoXpert.from_experiment(experiment).to(device)
+        return CamoXpert.from_experiment(experiment)
     model = experiment.model.model_copy(update={"pretrained": False, "weights": None})
     network = CamoXpert.from_experiment(experiment.model_copy(update={"model": model}))
     if trained and start is not None:
@@ -126,7 +133,33 @@ def build_network(experiment: Experiment, device: torch.device, trained: bool = 
             load_into(network, loaded.model.state_dict(), str(loaded.checkpoint))
         except CheckpointError as error:
             raise CheckpointError(f"experiment.init_from: {error}") from error
-    return network.to(device)
+    return network
+
+
+def refuse_single_values(experiment: Experiment, network: CamoXpert) -> None:
+    """Looks at phases of so small batches that a norm may have a single value of a channel, which is no statistic.
+
+    Which norms there are depends on the backbone, so a network of the same kind tries one such batch.
+
+    Raises:
+        ExperimentError: a phase's batches are too small.
+    """
+    for phase in experiment.phases_resolved():
+        size = min(phase.image_sizes)
+        if phase.batch_size > 1 or size > max(STRIDES):
+            continue
+        with torch.random.fork_rng(), torch.no_grad():
+            probe = CamoXpert(**network.config).train()
+            probe.freeze_backbone(len(STRIDES) if "backbone" in phase.freeze else 0)
+            try:
+                probe(torch.zeros(1, 3, size, size))
+            except ValueError as error:
+                raise ExperimentError(
+                    f'phase "{phase.name}": a batch of one image of {size}² pixels has one value per channel at stride '
+                    f"{max(STRIDES)}, and the norms of {experiment.model.backbone} at width {experiment.model.width} "
+                    f"need more to train: set phases.{phase.name}.batch_size to 2 or more, or "
+                    f"phases.{phase.name}.image_size to {2 * max(STRIDES)}"
+                ) from error
 
 
 def build_training_step(experiment: Experiment, accelerator: Accelerator, network: CamoXpert) -> TrainingStep:

@@ -13,7 +13,7 @@ from camox.models.backbone import pretrained_source
 from camox.models.camoxpert import CamoXpert
 from camox.tracking.console import Console, counted
 from camox.training.announcement import describe_experts
-from camox.training.building import build_network, open_data
+from camox.training.building import build_network, open_data, refuse_single_values
 from camox.training.phases import batches_of
 from camox.training.run_folder import RunFolder
 
@@ -44,6 +44,7 @@ def check(experiment: Experiment) -> None:
             console.notice(f"{weights} are fetched when training starts; without a network, {source.remedy}")
     else:
         network = CamoXpert.from_experiment(experiment)
+    refuse_single_values(experiment, network)
     parameters = sum(parameter.numel() for parameter in network.parameters()) / 1e6
     console.notice(f"the model builds: {model.backbone}, {parameters:.1f} M parameters")
     console.notice(f"experts: {describe_experts(model.moe)}")

@@ -49,7 +49,7 @@ def test_smaller_quickstart_has_exactly_these_steps(size, steps):
 
 
 def test_steps_are_those_of_the_trainer(tiny_experiment):
-    experiment = tiny_experiment("optimizer.accumulate=2", "phases.full.batch_size=1")
+    experiment = tiny_experiment("optimizer.accumulate=2", "phases.full.batch_size=2", "phases.full.accumulate=1")
     trainer = Trainer(experiment, accelerator=Accelerator(cpu=True))
     trainer._build()
     expected = sum(phase.epochs * trainer._steps_in(phase) for phase in trainer.phases)

@@ -56,7 +56,11 @@ def test_experts_are_announced_as_they_will_be_used(tiny_experiment, overrides, 
 
 
 def test_check_says_one_step_and_two_steps(tiny_experiment, capsys):
-    check(tiny_experiment("optimizer.accumulate=2", "phases.full.batch_size=1", "phases.full.epochs=2"))
+    check(
+        tiny_experiment(
+            "optimizer.accumulate=2", "phases.full.batch_size=2", "phases.full.accumulate=1", "phases.full.epochs=2"
+        )
+    )
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert "held out 4 samples" in lines
     assert "frozen 1 epoch of 1 step on one process, 32², lr 0.001" in lines

@@ -170,7 +170,7 @@ def test_what_is_advised_when_the_memory_fills_in_mid_run_can_be_done(tiny_exper
 def test_one_image_that_fills_the_memory_cannot_be_halved(tiny_experiment, monkeypatch):
     fill_the_memory_in_step(1, monkeypatch)
     with pytest.raises(TrainingStopped) as caught:
-        train(tiny_experiment("phases.frozen.batch_size=1", "model.gradient_checkpointing=true"))
+        train(tiny_experiment("phases.frozen.batch_size=1", "model.width=16", "model.gradient_checkpointing=true"))
     assert "start a new run" in str(caught.value)
     assert "with a phases.frozen.image_size below 32; there is no checkpoint yet" in str(caught.value)
 
