@@ -51,6 +51,7 @@ class Backbone(nn.Module):
                 "any multiple of 32; choose a pyramid such as edgenext_base or pvt_v2_b2"
             )
         self.network: nn.Module = network
+        self._is_nhwc = getattr(network, "output_fmt", "NCHW") == "NHWC"  # MambaOut's maps, for one
         self._norm_momentum: dict[nn.modules.batchnorm._BatchNorm, float | None] = {}
         self.frozen_stages = 0
         """How many of the four stages are not trained, counted from the shallowest."""
@@ -66,7 +67,7 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         self._count_batches(True)
         features = self.network((images - self.mean) / self.std)
-        chosen = [features[index] for index in self._indices]
+        chosen = [features[index].permute(0, 3, 1, 2) if self._is_nhwc else features[index] for index in self._indices]
         if self._norm_momentum and chosen[-1].requires_grad:
             # The backward pass computes the network again; BatchNorm must not take in the batch again.
             chosen[-1].register_hook(lambda _: self._count_batches(False))

@@ -13,7 +13,7 @@ from camox.errors import ExperimentError
 from camox.models.backbone import STRIDES, Backbone
 
 
-@pytest.mark.parametrize("name", ["resnet10t", "edgenext_xx_small", "pvt_v2_b0"])
+@pytest.mark.parametrize("name", ["resnet10t", "edgenext_xx_small", "pvt_v2_b0", "mambaout_femto"])
 def test_gives_four_maps_at_their_strides(name):
     backbone = Backbone(name).eval()
     maps = backbone(torch.rand(1, 3, 64, 96))
