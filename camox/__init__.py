@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from camox.experiment import Experiment
-    from camox.inference.evaluation import evaluate
-    from camox.inference.predictor import predict
+    from camox.inference.prediction.predictor import predict
+    from camox.inference.scoring.evaluation import evaluate
     from camox.models.camoxpert import CamoXpert
     from camox.training.trainer import Trainer
 
@@ -17,8 +17,8 @@ _HOME = {
     "CamoXpert": "camox.models.camoxpert",
     "Experiment": "camox.experiment",
     "Trainer": "camox.training.trainer",
-    "evaluate": "camox.inference.evaluation",
-    "predict": "camox.inference.predictor",
+    "evaluate": "camox.inference.scoring.evaluation",
+    "predict": "camox.inference.prediction.predictor",
 }
 
 

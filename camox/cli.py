@@ -260,11 +260,11 @@ def evaluate(
     of_data = (non_camouflaged, corruptions)
     settings = (weights, batch_size, workers, protocol, image_size, None, None, *of_data, _names(tta))
     if len(models) > 1:
-        from camox.inference.comparison import evaluate_several
+        from camox.inference.scoring.comparison import evaluate_several
 
         evaluate_several(models, folders, out, *settings)
         return
-    from camox.inference.evaluation import evaluate as evaluate_checkpoint
+    from camox.inference.scoring.evaluation import evaluate as evaluate_checkpoint
 
     evaluate_checkpoint(models[0], folders, out, *settings, together or ())
 
@@ -286,7 +286,7 @@ def score(
     workers: Annotated[int, typer.Option(min=1, help="Processes that share the images.")] = 1,
 ) -> None:
     """Score prediction maps of any program against ground truth."""
-    from camox.inference.scored_maps import score_maps
+    from camox.inference.scoring.scored_maps import score_maps
 
     score_maps(pred, gt, out, protocol, workers, Console())
 
@@ -330,7 +330,7 @@ def predict(
     image_size: _ImageSize = None,
 ) -> None:
     """Write a mask for every image: a grey PNG of its size, white where the model is sure of an object."""
-    from camox.inference.predictor import predict as predict_images
+    from camox.inference.prediction.predictor import predict as predict_images
 
     predict_images(
         model,
@@ -396,8 +396,8 @@ def export(
     Its maps are compared with the checkpoint's on images of several sizes: a difference above 1e-3 ends with exit code
     2, and no export is left.
     """
-    from camox.inference.export import export as export_model
-    from camox.inference.hub import HubOptions
+    from camox.inference.exporting.export import export as export_model
+    from camox.inference.exporting.hub import HubOptions
 
     hub = HubOptions(license, push, private)
     export_model(model, format, out, weights, overwrite, None if hub == HubOptions() else hub)

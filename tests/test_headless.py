@@ -13,7 +13,7 @@ DRAWING = """
 import sys
 from pathlib import Path
 
-from camox.inference.score_plots import draw_robustness
+from camox.inference.scoring.score_plots import draw_robustness
 
 draw_robustness("NC4K", {"S": {"blur": [0.8, 0.7]}}, {"S": 0.9}, Path(sys.argv[1]))
 """

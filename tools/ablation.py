@@ -300,7 +300,7 @@ def _environment() -> dict[str, str]:
 def measured(experiment: Experiment) -> dict[str, Any]:
     """What a finished run took and gives."""
     # Only now: it brings in scikit-image, which showing results does not need.
-    from camox.inference.routing_study import study_run
+    from camox.inference.scoring.routing_study import study_run
 
     folder = experiment.run_folder
     taken = {key: value for key, value in noted(folder).items() if key != CODE_DIGEST}

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from camox.errors import ArgumentParser, CamoxError
-from camox.inference.export import facts_of, open_onnx, open_program, trace, write_onnx, write_program
-from camox.inference.loaded_model import LoadedModel, load_model
-from camox.inference.parity import LIMIT, TIE, Maps, measure_parity, parity_batches
+from camox.inference.exporting.export import facts_of, open_onnx, open_program, trace, write_onnx, write_program
+from camox.inference.exporting.parity import LIMIT, TIE, Maps, measure_parity, parity_batches
+from camox.inference.loading.loaded_model import LoadedModel, load_model
 from machine import machine, versions
 
 _SMALLEST = 33

@@ -29,11 +29,11 @@ from camox.data.samples import Samples
 from camox.data.sources import open_source
 from camox.errors import ArgumentParser, CamoxError, DataError
 from camox.inference.ensemble import Average, Ensemble
-from camox.inference.loaded_model import LoadedModel, load_model
-from camox.inference.mask_refinement import Refinement
-from camox.inference.outputs import to_levels
-from camox.inference.pipeline import probability_map
-from camox.inference.scored_data import default_data, selection_data
+from camox.inference.loading.loaded_model import LoadedModel, load_model
+from camox.inference.prediction.mask_refinement import Refinement
+from camox.inference.prediction.outputs import to_levels
+from camox.inference.prediction.pipeline import probability_map
+from camox.inference.scoring.scored_data import default_data, selection_data
 from camox.measures.breakdown import DatasetScores, summarise
 from camox.measures.comparison import compare, difference_cell
 from camox.measures.evaluator import Evaluator

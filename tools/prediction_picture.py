@@ -15,7 +15,7 @@ from camox.data.sources import open_sources
 from camox.data.transforms import resize_image
 from camox.errors import ArgumentParser, CamoxError, DataError
 from camox.inference.forward import infer
-from camox.inference.loaded_model import load_model
+from camox.inference.loading.loaded_model import load_model
 from camox.inference.pictures import prediction_panel
 
 

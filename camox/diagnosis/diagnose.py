@@ -16,7 +16,7 @@ from camox.diagnosis.settings import check_average, check_settings
 from camox.diagnosis.subject import Subject, build_subject
 from camox.errors import ExperimentError
 from camox.experiment import Experiment
-from camox.inference.selection import what_held_out
+from camox.inference.loading.selection import what_held_out
 from camox.tracking.console import Console, duration
 from camox.tracking.jsonl import plain, spell_non_finite
 from camox.training.processes import precision_name, precision_notices

@@ -14,7 +14,7 @@ from camox.data.transforms import resize_image
 from camox.errors import CheckpointError
 from camox.inference.augmentation import View, check_augmentations, views
 from camox.inference.forward import infer
-from camox.inference.loaded_model import UNKNOWN_THRESHOLD, LoadedModel, Weights, load_model
+from camox.inference.loading.loaded_model import UNKNOWN_THRESHOLD, LoadedModel, Weights, load_model
 
 Average = Literal["probability", "logit"]
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from camox.errors import CheckpointError
-from camox.inference.inputs import listed
 from camox.models.camoxpert import CamoXpert, CamoXpertOutput
+from camox.tracking.wording import listed
 
 Autocast = Callable[[], AbstractContextManager[object]]
 

@@ -11,10 +11,10 @@ import torch
 
 from camox.data.loading import EvalBatch, EvalSet, eval_loader
 from camox.errors import DataError
-from camox.inference.loaded_model import LoadedModel, load_model
+from camox.inference.loading.loaded_model import LoadedModel, load_model
 from camox.inference.pictures import grey, heat
-from camox.inference.predictor import infer, require_finite
-from camox.inference.scored_data import ScoredData, default_data
+from camox.inference.prediction.predictor import infer, require_finite
+from camox.inference.scoring.scored_data import ScoredData, default_data
 from camox.measures.routing import choice_shares
 from camox.models.camoxpert import CamoXpertOutput
 from camox.report.gallery import SCORES, Examined, Key, Seen, picks, ranked_keys

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from camox.checkpoints.folders import is_better
-from camox.inference.selection import selected_on
+from camox.inference.loading.selection import selected_on
 from camox.measures.rendering import MEASURES
 from camox.report.phases import duration, moment, spans_of
 from camox.report.routers import RouterVerdict, judge_routers

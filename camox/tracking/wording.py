@@ -1,4 +1,8 @@
-"""Durations, rates and numbers as people write them."""
+"""Durations, rates, numbers and long lists as people write them."""
+
+from collections.abc import Sequence
+
+_SHOWN = 10
 
 
 def duration(seconds: float) -> str:
@@ -22,3 +26,9 @@ def rate(per_second: float, unit: str) -> str:
 def short(value: object) -> str:
     """A value in few characters: a float with four digits, all else as it is."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first ten names, and how many more."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

@@ -7,7 +7,7 @@ from camox.data.sources import Subset
 from camox.data.streams import Reading
 from camox.experiment import Experiment
 from camox.experiment.network import MixtureOfExperts
-from camox.inference.selection import selected_on, selection_warnings, what_held_out
+from camox.inference.loading.selection import selected_on, selection_warnings, what_held_out
 from camox.models.camoxpert import CamoXpert
 from camox.tracking.console import Console, counted
 from camox.training.processes import precision_name, precision_notices

@@ -17,8 +17,8 @@ from camox.data.sources import Subset, open_sources, open_training_sources
 from camox.data.streams import Reading, open_stream
 from camox.errors import CheckpointError, ExperimentError
 from camox.experiment import Experiment
-from camox.inference.loaded_model import load_model
-from camox.inference.selection import require_declared_selection
+from camox.inference.loading.loaded_model import load_model
+from camox.inference.loading.selection import require_declared_selection
 from camox.losses.composite import SegmentationObjective
 from camox.models.backbone import STRIDES
 from camox.models.balance import RoutingObjective

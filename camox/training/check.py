@@ -8,7 +8,7 @@ from camox.data.samples import Source
 from camox.data.sources import Subset, open_sources
 from camox.data.streams import Reading
 from camox.experiment import Experiment
-from camox.inference.selection import selection_warnings, what_held_out
+from camox.inference.loading.selection import selection_warnings, what_held_out
 from camox.models.backbone import pretrained_source
 from camox.models.camoxpert import CamoXpert
 from camox.tracking.console import Console, counted

@@ -14,7 +14,7 @@ from typing import Any
 
 from camox.errors import TrainingPaused, TrainingStopped
 from camox.experiment import Experiment
-from camox.inference.selection import selected_on
+from camox.inference.loading.selection import selected_on
 from camox.tracking.console import Console, InOnePiece, counted, duration
 from camox.tracking.jsonl import read_records
 from camox.training.run_state import Position

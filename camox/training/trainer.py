@@ -17,7 +17,7 @@ from camox.checkpoints.store import list_checkpoints
 from camox.data.loading import TrainBatch
 from camox.errors import CheckpointError, DataError, NotFinite, TrainingPaused, TrainingStopped
 from camox.experiment import Experiment, ResolvedPhase
-from camox.inference.evaluation import evaluate
+from camox.inference.scoring.evaluation import evaluate
 from camox.models.backbone import STRIDES
 from camox.stability.guards import Finding, Proposal
 from camox.stability.recovery import RollBack, remedy

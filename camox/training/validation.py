@@ -11,7 +11,7 @@ from accelerate.utils import gather_object
 from camox.data.loading import EvalBatch, EvalSet, eval_loader
 from camox.data.transforms import resize_mask
 from camox.errors import CamoxError
-from camox.inference.evaluation import evaluate_model
+from camox.inference.scoring.evaluation import evaluate_model
 from camox.losses.composite import SegmentationObjective
 from camox.measures.evaluator import Evaluator
 from camox.measures.routing import RoutedImages

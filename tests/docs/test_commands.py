@@ -31,7 +31,7 @@ NOT_TYPED = {
     r"camox diagnose --replay": "it needs a step that was not finite: tests/training/test_replay.py makes some",
     r"camox \w+( \w+)?( --[a-z-]+( \w+)?)?$": "the name of a command, not a whole one",
     r"tensorboard ": "it serves until it is stopped; tests/tracking reads the same files with TensorBoard's reader",
-    r"camox predict model\.onnx$": "a part of one; tests/inference/test_export.py predicts with such a file",
+    r"camox predict model\.onnx$": "a part of one; tests/inference/exporting/test_export.py predicts with such a file",
     r"wandb |pgrep ": "it needs the network, or a run that hangs",
     r"python -m pytest tests/gpu": "it needs a GPU",
 }

@@ -9,7 +9,7 @@ import pytest
 
 from tests.docs.commands import PAGES
 
-ELSEWHERE = {"export.md": "it needs an export, a photograph and the hub: tests/inference/test_export.py"}
+ELSEWHERE = {"export.md": "it needs an export, a photograph and the hub: tests/inference/exporting/test_export.py"}
 PRESUMED = {"measures.md": {"prediction": np.full((8, 8), 255, np.uint8), "truth": np.full((8, 8), 255, np.uint8)}}
 BLOCKS = [
     pytest.param(page.name, block, id=f"{page.name}-{number}")

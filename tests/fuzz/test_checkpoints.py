@@ -17,7 +17,7 @@ from camox.checkpoints.scan import last_clean, scan
 from camox.checkpoints.store import Checkpoint, read_checkpoint
 from camox.errors import CheckpointError
 from camox.experiment import Experiment
-from camox.inference.loaded_model import load_model
+from camox.inference.loading.loaded_model import load_model
 from camox.models.camoxpert import CamoXpert
 from camox.training.run_state import open_to_resume
 from camox.training.trainer import Trainer

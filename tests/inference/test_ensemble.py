@@ -11,9 +11,9 @@ from camox.data.sources import open_source
 from camox.errors import ExperimentError
 from camox.inference.augmentation import check_augmentations, views
 from camox.inference.ensemble import Ensemble
-from camox.inference.evaluation import Scoring
-from camox.inference.loaded_model import UNKNOWN_THRESHOLD, load_model
-from camox.inference.pipeline import probability_map
+from camox.inference.loading.loaded_model import UNKNOWN_THRESHOLD, load_model
+from camox.inference.prediction.pipeline import probability_map
+from camox.inference.scoring.evaluation import Scoring
 from camox.measures.evaluator import Evaluator
 from camox.measures.protocol import get_protocol
 from camox.tracking.console import Console

@@ -1,4 +1,4 @@
-"""The exportable form gives what the model gives; that it exports is tested in tests/inference/test_export.py."""
+"""The exportable form gives what the model gives; its exports are in tests/inference/exporting/test_export.py."""
 
 import pytest
 import torch

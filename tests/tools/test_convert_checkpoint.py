@@ -17,7 +17,7 @@ from camox import cli
 from camox.checkpoints.scan import scan
 from camox.checkpoints.store import list_checkpoints, read_checkpoint, set_pointer, write_checkpoint
 from camox.errors import CheckpointError
-from camox.inference.loaded_model import load_model
+from camox.inference.loading.loaded_model import load_model
 from camox.models.camoxpert import CamoXpert
 from camox.training.trainer import Trainer
 from convert_checkpoint import main

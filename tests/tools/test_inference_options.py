@@ -9,7 +9,7 @@ import torch
 import inference_options
 from camox.checkpoints.store import set_pointer, write_checkpoint
 from camox.experiment import Experiment
-from camox.inference.loaded_model import load_model
+from camox.inference.loading.loaded_model import load_model
 from camox.models.camoxpert import CamoXpert
 
 EXPERIMENT = """

@@ -18,8 +18,8 @@ from benchmarking.report import Report, Rows, Target
 from benchmarking.settings import Settings
 from benchmarking.timing import Sample, Work, figures, interleaved, significant, spread, wall_ratio
 from camox.experiment import Experiment
-from camox.inference.loaded_model import LoadedModel
-from camox.inference.predictor import predict
+from camox.inference.loading.loaded_model import LoadedModel
+from camox.inference.prediction.predictor import predict
 from camox.models.camoxpert import CamoXpert
 from camox.models.router import Router
 from camox.tracking.console import Console

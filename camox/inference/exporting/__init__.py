@@ -1,0 +1,1 @@
+"""A checkpoint becomes a file or folder for other programs."""

@@ -1,0 +1,1 @@
+"""Images become masks: files in, pictures and objects out."""

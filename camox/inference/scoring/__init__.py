@@ -1,0 +1,1 @@
+"""Scores of checkpoints and maps against ground truth, and what changes them."""
