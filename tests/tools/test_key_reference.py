@@ -4,6 +4,7 @@ import re
 import tomllib
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from camox.experiment import json_schema
@@ -57,7 +58,6 @@ def test_a_page_without_a_place_for_it_is_an_error(tmp_path, capsys):
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
 def test_an_editor_finds_nothing_wrong_in_a_recipe(recipe):
-    jsonschema = pytest.importorskip("jsonschema")
     jsonschema.validate(tomllib.loads(recipe.read_text(encoding="utf-8")), json_schema())
 
 
@@ -73,6 +73,5 @@ def test_an_editor_finds_nothing_wrong_in_a_recipe(recipe):
     ids=str,
 )
 def test_an_editor_marks_what_is_wrong(wrong):
-    jsonschema = pytest.importorskip("jsonschema")
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(wrong, json_schema())
