@@ -83,6 +83,12 @@ class BadSamples:
         self._named.update(new)
         return [Finding("bad_sample", f"{problem}; training goes on without it", "note") for problem in new]
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"named": sorted(self._named)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._named.update(state.get("named", ()))  # those named before a rollback stay named
+
 
 class NonFiniteSteps:
     """Steps whose loss or gradient is not finite. They are skipped already; many in a row are no accident.

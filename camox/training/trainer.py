@@ -182,8 +182,7 @@ class Trainer:
             self._enter(phase)
         self._freeze(frozen_stages(self.at.epoch, self.phases))
         self._train_epoch(phase, progress)
-        problems = gather_object(self.watch.take_problems())
-        self._heed(self.watch.after_epoch(problems, len(self.train_source)))
+        self._heed(self.watch.after_epoch(gather_object(self.watch.problems), len(self.train_source)))
         share_buffers(self.accelerator, self.network, *([] if self.average is None else [self.average.model]))
         batches, self.at.epoch, self.at.batch = self.at.batch, self.at.epoch + 1, 0
         try:
@@ -406,7 +405,8 @@ class Trainer:
             self._save(scores or {}, improved)
 
     def _save(self, scores: Scores, improved: bool) -> None:
-        self._watch_steps()  # what was not looked at yet would be forgotten
+        self._watch_steps()  # what was not looked at yet would be forgotten,
+        self.watch.problems = gather_object(self.watch.problems)  # as would bad samples of an epoch under way
         self._save_or_heed(lambda: self.saver.save(replace(self.at), self.state, scores, improved))
 
     def _save_or_heed(self, save: Callable[[], Result]) -> Result:

@@ -27,7 +27,8 @@ class Watch:
             self._of_steps["spikes"] = Spikes()
         self._scores = Scores(experiment.checkpoints.monitor, stability.decline, stability.explosion)
         self._bad = BadSamples(stability.max_bad_samples) if stability.bad_samples else None
-        self._problems: list[str] = []
+        self.problems: list[str] = []
+        """Messages of this rank's bad samples in the epoch under way; before a save of all ranks'."""
         self._samples: deque[tuple[int, list[int]]] = deque(maxlen=1000)
         self._suspects: set[int] = set()
         self._cleared: set[int] = set()
@@ -46,15 +47,11 @@ class Watch:
         """
         if problems and self._bad is None:
             raise DataError(f"{problems[0]}; mend it, then go on with --resume auto")
-        self._problems += problems
-
-    def take_problems(self) -> list[str]:
-        """The messages since the last call."""
-        problems, self._problems = self._problems, []
-        return problems
+        self.problems += problems
 
     def after_epoch(self, problems: Sequence[str], samples: int) -> list[Finding]:
-        """What is found of all ranks' bad samples in an epoch of so many."""
+        """What is found of all ranks' bad samples in an epoch of so many; the next one's begin."""
+        self.problems = []
         return [] if self._bad is None else self._bad.after_epoch(problems, samples)
 
     def after_steps(self, reports: Sequence[StepReport], scale: float | None) -> list[Finding]:
@@ -83,8 +80,14 @@ class Watch:
 
     def state_dict(self) -> dict[str, Any]:
         guards = {name: guard.state_dict() for name, guard in self._of_steps.items()}
-        scores, losses = self._scores.state_dict(), [self._loss_sum, self._steps]
-        return {**guards, "scores": scores, "losses": losses, "skipped_batches": self.skipped_batches}
+        return {
+            **guards,
+            "scores": self._scores.state_dict(),
+            "losses": [self._loss_sum, self._steps],
+            "skipped_batches": self.skipped_batches,
+            "problems": list(dict.fromkeys(self.problems)),
+            "bad_samples": {} if self._bad is None else self._bad.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, guard in self._of_steps.items():
@@ -93,3 +96,6 @@ class Watch:
         self._loss_sum, self._steps = state["losses"]
         # A run that is rolled back has still skipped what it skipped. Checkpoints of earlier versions do not say.
         self.skipped_batches = max(self.skipped_batches, state.get("skipped_batches", self.nonfinite.total))
+        self.problems += state.get("problems", [])
+        if self._bad is not None:
+            self._bad.load_state_dict(state.get("bad_samples", {}))

@@ -56,9 +56,22 @@ def test_without_the_guard_of_bad_samples_the_first_one_ends_the_run(tiny_experi
     problem = "sample 3 (frog.jpg): truncated"
     watch = Watch(tiny_experiment())
     watch.met([problem])
-    assert [finding.kind for finding in watch.after_epoch(watch.take_problems(), 500)] == ["bad_sample"]
+    assert [finding.kind for finding in watch.after_epoch(watch.problems, 500)] == ["bad_sample"]
     with pytest.raises(DataError, match="frog"):
         Watch(tiny_experiment("stability.bad_samples=false")).met([problem])
+
+
+def test_bad_samples_of_an_epoch_under_way_survive_a_resume_and_those_named_stay_named(tiny_experiment):
+    problems = [f"sample {number} (frog_{number}.jpg): truncated" for number in range(3)]
+    watch, resumed = Watch(tiny_experiment()), Watch(tiny_experiment())
+    watch.met(problems[:1])
+    assert len(watch.after_epoch(watch.problems, 500)) == 1
+    watch.met(problems[:2])
+    resumed.load_state_dict(json.loads(json.dumps(watch.state_dict())))
+    resumed.met(problems[1:])
+    found = [finding.message for finding in resumed.after_epoch(resumed.problems, 500)]
+    assert [message.split(":")[0] for message in found] == ["sample 1 (frog_1.jpg)", "sample 2 (frog_2.jpg)"]
+    assert resumed.problems == []
 
 
 def test_the_training_loss_is_that_since_the_last_validation_and_survives_a_resume(tiny_experiment):
