@@ -19,7 +19,7 @@ from camox.report.events import event_rows
 from camox.report.figures import Figure, curves, heat_map, timeline, usage
 from camox.report.gallery import Examined, Key
 from camox.report.phases import moment
-from camox.report.routers import RouterVerdict
+from camox.report.routers import RouterVerdict, limits_in_words
 from camox.report.run import Run
 from camox.report.scores import published_tables, score_tables
 from camox.report.verdict import Best, Verdict, judge, number, title_of
@@ -112,6 +112,7 @@ def _described(
         "routers": verdict.routers,
         "router_rows": _router_rows(verdict.routers),
         "router_header": _ROUTER_HEADER,
+        "router_limits": limits_in_words(run),
         "timeline": figure,
         "events": event_rows(run.events),
         "environment": _environment_rows(run.environment),

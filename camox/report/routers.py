@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from camox.measures.collapse import FEWEST_IMAGES, collapse_signs
+from camox.experiment import Experiment
+from camox.measures.collapse import FEWEST_IMAGES, CollapseLimits, collapse_limits, collapse_signs
 from camox.report.run import Row, Run
 
 NUMBERS = ("effective_experts", "least_share", "pair_share", "load_balance", "mutual_information")
@@ -34,6 +35,29 @@ class RouterVerdict:
     """"no", "yes", "recovered", or "unknown" where it cannot be judged."""
     sentence: str
     scales: tuple[ScaleVerdict, ...] = ()
+
+
+def limits_of(experiment: Experiment) -> CollapseLimits | None:
+    """Where signs of collapse begin in a run; None where no router selects, so that none can collapse."""
+    moe = experiment.model.moe
+    return collapse_limits(len(moe.experts), moe.top_k) if moe.scales and moe.mode == "sparse" else None
+
+
+def limits_in_words(run: Run) -> str:
+    """When a scale of this run counts as collapsed; empty where none can."""
+    limits = limits_of(run.experiment) if run.experiment else None
+    if limits is None:
+        return ""
+    signs = [f"an expert with less than {limits.dead_below * 100:g} % of an equal share"]
+    if limits.pair_share_above is not None:
+        signs.append(f"one pair with more than {limits.pair_share_above * 100:g} % of the decisions")
+    signs += [
+        f"fewer than {limits.effective_experts_below:g} experts in effect",
+        f"less than {limits.information_below:g} nat of information on the image",
+        f"logits at their limit in more than {limits.saturation_above * 100:g} % of the decisions",
+    ]
+    text = f"{', '.join(signs[:-1])}, or {signs[-1]}"
+    return f"A scale has collapsed when two validations in a row show a sign: {text}."
 
 
 def judge_routers(run: Run) -> RouterVerdict:

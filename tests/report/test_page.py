@@ -1,6 +1,7 @@
 """What the page holds, by its text and its figures."""
 
 import json
+import math
 import re
 
 import pytest
@@ -56,6 +57,37 @@ def test_clipping_limits_are_those_of_the_experiment(write_run):
     figures = figures_of(page_of(write_run("optimizer.clip=0.3", "optimizer.router_clip=0.07", rows=rows)))
     assert figures["norms"]["data"][-1]["y"] == [0.3, 0.3]
     assert figures["router_norm"]["data"][-1]["y"] == [0.07, 0.07]
+
+
+def _with_routers(step):
+    measures = {"pair_share": 0.4, "entropy": 1.2, "mutual_information": 0.1, "usage/texture": 0.5, "usage/edge": 0.5}
+    values = {f"val/router/stride_4/{name}": value for name, value in measures.items()}
+    return {"step": step, "epoch": 0, "phase": "full", "val/count": 64, "val/iou": 0.5, **values}
+
+
+def test_limits_of_collapse_are_those_of_the_run(write_run, monkeypatch):
+    monkeypatch.setattr("camox.measures.collapse.INFORMATION_BELOW", 0.0625)
+    monkeypatch.setattr("camox.measures.collapse.PAIR_SHARE_ABOVE", 0.75)
+    two = page_of(write_run(rows=[_with_routers(10)], name="two"))
+    four = ["model.moe.experts=['texture', 'edge', 'contrast', 'semantic']", "model.moe.top_k=3"]
+    one = page_of(write_run(*four, rows=[_with_routers(10)], name="one"))
+    lines = [
+        {key: of["data"][1]["y"][0] for key in ("pair_share", "entropy", "mutual_information")
+         if len((of := figures_of(page)[f"router_{key}"])["data"]) > 1}
+        for page in (two, one)
+    ]  # fmt: skip
+    assert lines[0] == {"pair_share": 0.75, "entropy": pytest.approx(math.log(3)), "mutual_information": 0.0625}
+    assert lines[1] == {"entropy": pytest.approx(math.log(2)), "mutual_information": 0.0625}
+    assert "one pair with more than 75 % of" in two
+    assert "fewer than 3 experts in effect" in two
+    assert "less than 0.0625 nat" in two
+    assert "one pair with more than" not in one
+    assert "fewer than 2 experts in effect" in one
+
+
+def test_where_no_router_selects_there_is_no_limit_of_collapse(write_run):
+    figures = figures_of(page_of(write_run("model.moe.mode=dense", rows=[_with_routers(10)])))
+    assert len(figures["router_mutual_information"]["data"]) == 1
 
 
 def test_shares_of_a_group_sum_to_one(finished):
