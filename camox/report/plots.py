@@ -39,7 +39,7 @@ def plots_of(runs: Sequence[Run]) -> list[Plot]:
     """The plots for which any of the runs has numbers."""
     logged = list(dict.fromkeys(name for run in runs for row in run.rows for name in row.values))
     monitor = runs[0].monitor
-    plots = [*_losses(logged), *_validation(logged, monitor), *_optimisation(logged), *_precision(), *_routers(logged)]
+    plots = [*_validation(logged, monitor), *_losses(logged), *_optimisation(logged), *_precision(), *_routers(logged)]
     plots += _speed()
     return [plot for plot in plots if any(name in logged for name in plot.names)]
 

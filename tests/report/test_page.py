@@ -1,5 +1,6 @@
 """What the page holds, by its text and its figures."""
 
+import csv
 import json
 import math
 import re
@@ -28,7 +29,8 @@ def test_a_finished_run_has_a_page_that_answers(finished):
     assert "frozen: from step 1 (epoch 1)" in finished
     assert "full: from step 3 (epoch 2)" in finished
     assert "Selected on: held-out 34% of the training data, seed 3" in finished
-    assert "Worst image" in finished
+    assert "Which image is worst?" in finished
+    assert "Did a router collapse?" in finished
     assert f"The model was run on all {TEST_IMAGES} images." in finished
 
 
@@ -149,7 +151,7 @@ def test_several_runs_have_a_colour_each_and_a_table_of_what_differs(write_run):
 def test_runs_of_one_name_are_told_apart_by_their_folders(write_run):
     folders = [write_run(name=name) for name in ("a", "b")]
     page = page_of(*folders)
-    assert all(f"{folder}</h3>" in page for folder in folders)
+    assert all(f'<span class="name">{folder}</span>' in page for folder in folders)
 
 
 def test_an_event_stands_at_its_step(write_run):
@@ -157,7 +159,63 @@ def test_an_event_stands_at_its_step(write_run):
     rows = [{"step": 90, "epoch": 3, "phase": "full", "train/loss": 1.0}]
     marks = figures_of(page_of(write_run(rows=rows, events=events)))["timeline_0"]["data"]
     placed = {kind: step for trace in marks for kind, step in zip(trace["y"], trace["x"], strict=True)}
-    assert placed == {"start": 0, "spike": 70, "end": 90}
+    assert placed == {"Start": 0, "Loss spike": 70, "End": 90}
+
+
+def test_events_are_told_in_words_beside_the_name_that_the_file_has(write_run):
+    events = [event("frozen", message="4 of 4 stages"), event("dip", 70, severity="warning"), event("new_kind", 80)]
+    page = page_of(write_run(events=events))
+    rows = re.findall(r'<td class="kind">(.*?)</td>', page)
+    assert rows == [
+        "● Frozen backbone stages<code>frozen</code>", "▲ One poor validation<code>dip</code>",
+        "● new kind<code>new_kind</code>",
+    ]  # fmt: skip
+    assert "1 warning: One poor validation" in page
+
+
+def _links(page):
+    return re.findall(r'<a href="#(.*?)">', page.partition('<nav id="toc"')[2].partition("</nav>")[0])
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_the_contents_lead_to_every_section_in_their_order(write_run, number):
+    rows = [{"step": 1, "epoch": 0, "phase": "full", "train/loss": 1.0, "val/iou": 0.5}]
+    page = page_of(*(write_run(f"experiment.name=run{n}", rows=rows, name=f"run{n}") for n in range(number)))
+    assert _links(page) == re.findall(r'<section id="(.*?)"', page)
+    assert len(_links(page)) >= 6
+
+
+def test_of_several_runs_each_is_folded_with_all_that_is_its_own(write_run):
+    rows = [{"step": 1, "epoch": 0, "phase": "full", "train/loss": 1.0, "lr/head": 0.1, "val/iou": 0.5}]
+    names = ("first", "second", "third")
+    page = page_of(*(write_run(f"experiment.name={name}", rows=rows, name=name, exit_code=3) for name in names))
+    folds = page.partition('<section id="runs">')[2].partition("</section>")[0].split('<details class="fold"')[1:]
+    assert len(folds) == 3
+    for name, fold in zip(names, folds, strict=True):
+        assert not fold.partition(">")[0].endswith("open")
+        assert f'<span class="name">{name}</span>' in fold
+        assert "Stopped by a guard" in fold.partition("</summary>")[0]
+        assert all(what in fold for what in ("Did a router collapse?", "timeline_", "experiment.toml", "Environment"))
+    sections = dict(re.findall(r'<section id="([\w-]+)">\s*<details class="fold part"( open)?>', page))
+    assert sections["loss"] == sections["measures-on-held-out-data"] == " open"
+    assert sections["optimisation"] == ""
+
+
+def test_every_table_scrolls_in_a_box_of_its_own(finished):
+    body = finished.partition("<main>")[2]
+    assert body.count("<table") == len(re.findall(r'<div class="scroll(?: tall)?" tabindex="0"><table', body)) > 4
+
+
+def test_the_worst_image_is_named_also_where_no_model_was_run(run_folder):
+    with (run_folder / "evaluation" / "per_image.csv").open() as file:
+        scored = [(float(row["iou"]), row["name"]) for row in csv.DictReader(file) if row["iou"]]
+    score, name = min(scored)
+    assert f"{name}, IoU {score:.3f}, of the run&#39;s own evaluation" in page_of(run_folder)
+
+
+def test_the_worst_image_is_shown_in_the_first_screen(finished):
+    facts = finished.partition('<dl class="facts">')[2].partition("</dl>")[0]
+    assert re.findall(r'alt="(\w+) of the worst image"', facts) == ["image", "truth", "prediction"]
 
 
 def test_a_few_peaks_are_drawn_on_a_logarithmic_axis(write_run):
