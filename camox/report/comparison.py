@@ -6,6 +6,7 @@ from typing import Any
 from camox.report.facts import state_in_words, worst_name
 from camox.report.gallery import Examined
 from camox.report.phases import spans_of
+from camox.report.routers import at_strides
 from camox.report.run import Run
 from camox.report.verdict import Verdict, number, title_of
 
@@ -54,7 +55,7 @@ def settings_table(runs: Sequence[Run], labels: Sequence[str]) -> Mapping[str, A
 def _collapse(verdict: Verdict) -> str:
     signs = [str(scale.stride) for scale in verdict.routers.scales if scale.signs]
     shown = verdict.routers.answer == "no" and signs
-    return verdict.routers.answer + (f", but there is a sign at stride {', '.join(signs)}" if shown else "")
+    return verdict.routers.answer + (f", but there is a sign of it at {at_strides(signs)}" if shown else "")
 
 
 def _phases(run: Run) -> str:

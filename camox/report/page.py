@@ -177,7 +177,7 @@ def _gallery(number: int, labels: Sequence[str], examined: Sequence[Examined], i
     if seen:
         which = f"all {seen} images" if seen >= total else f"{seen} of {total} images, spread evenly over them"
         about.append(
-            f"The model was run on {which}. Sorted by IoU{', the mean of the runs,' if len(labels) > 1 else ''}."
+            f"The model was run on {which}. Sorted by IoU{', the mean of the runs' if len(labels) > 1 else ''}."
         )
     return {
         "number": number,

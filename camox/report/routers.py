@@ -87,20 +87,24 @@ def judge_routers(run: Run) -> RouterVerdict:
 def _sentence(scales: tuple[ScaleVerdict, ...], images: float, validations: int, told: int) -> tuple[str, str]:
     collapsed = [str(scale.stride) for scale in scales if scale.state == "collapsed"]
     if collapsed:
-        return "yes", f"Collapsed at {_at(collapsed)}, of {len(scales)} scales, as of the last validation."
+        return "yes", f"Collapsed at {at_strides(collapsed)}, of {len(scales)} scales, as of the last validation."
     recovered = [str(scale.stride) for scale in scales if scale.state == "recovered"]
     if recovered:
-        return "recovered", f"Collapsed at {_at(recovered)} on the way, and recovered: sound at the last validation."
+        return (
+            "recovered",
+            f"Collapsed at {at_strides(recovered)} on the way, and recovered: sound at the last validation.",
+        )
     if images < FEWEST_IMAGES and not told:
         return "unknown", f"Cannot be judged: {images:g} held-out images with an object, fewer than {FEWEST_IMAGES}."
     once = [str(scale.stride) for scale in scales if scale.state == "one sign"]
     if once:
         why = "the guard waits for two in a row, and for routers to have learned"
-        return "no", f"Not collapsed, but the last validation shows a sign of it at {_at(once)}; {why}."
+        return "no", f"Not collapsed, but the last validation shows a sign of it at {at_strides(once)}; {why}."
     return "no", f"Not collapsed at any of {len(scales)} scales, in {validations} validations."
 
 
-def _at(strides: list[str]) -> str:
+def at_strides(strides: Sequence[str]) -> str:
+    """ "stride 4", "strides 4, 8"."""
     return f"stride{'s' if len(strides) > 1 else ''} {', '.join(strides)}"
 
 

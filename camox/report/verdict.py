@@ -78,13 +78,17 @@ def state_of(run: Run) -> str:
 
 
 def best_of(run: Run) -> Best | None:
-    """The best scores, by the checkpoint that `best` names; where that is gone, of all validations."""
+    """The best scores, by the checkpoint that `best` names; where that is gone, of all that is left."""
     if run.best in run.checkpoints and run.best is not None:
         manifest = run.checkpoints[run.best]
         found = _better(manifest.measures, run.monitor)
         if found:
             return Best(*found, manifest.epoch, manifest.step, run.best.name)
     best: Best | None = None
+    for path, manifest in run.checkpoints.items():
+        found = _better(manifest.measures, run.monitor)
+        if found and is_better(found[0], best.score if best else None, run.monitor):
+            best = Best(*found, manifest.epoch, manifest.step, path.name)
     for row in run.validations():
         found = _better(row.values, run.monitor)
         if found and is_better(found[0], best.score if best else None, run.monitor):

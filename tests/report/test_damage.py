@@ -9,7 +9,7 @@ import pytest
 from camox.report.gallery import Examined
 from camox.report.page import render
 from camox.report.run import read_run
-from camox.report.verdict import judge
+from camox.report.verdict import best_of, judge
 
 NONE = Examined(trouble="No predictions.")
 
@@ -80,6 +80,14 @@ def test_of_two_runs_the_table_says_which_is_damaged(run_folder, tmp_path):
     sound, damaged = re.findall(r"<td[^>]*>(.*?)</td>", row[1], re.DOTALL)
     assert sound == "nothing"
     assert "metrics.jsonl is missing" in damaged
+
+
+def test_without_the_best_the_next_that_is_left_is_told(run_folder):
+    (run_folder / "metrics.jsonl").unlink()
+    (run_folder / "checkpoints" / "best").unlink()
+    best = best_of(read_run(run_folder))
+    assert best is not None
+    assert best.checkpoint.startswith("epoch_")
 
 
 def test_what_an_unreadable_experiment_leaves_unknown_is_not_called_done(run_folder):

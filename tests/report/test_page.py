@@ -148,6 +148,13 @@ def test_several_runs_have_a_colour_each_and_a_table_of_what_differs(write_run):
     assert words == ["optimizer.lr", "0.001", "0.0005", "phases.full.lr", "–", "0.0001"]
 
 
+def test_where_the_last_validation_shows_a_sign_the_table_of_several_runs_says_so(write_run):
+    sign = {**_with_routers(10), "val/router/stride_4/pair_share": 0.99}
+    page = page_of(write_run(rows=[sign], name="a"), write_run(rows=[_with_routers(10)], name="b"))
+    row = page.partition(">did a router collapse?</th>")[2].partition("</tr>")[0]
+    assert "no, but there is a sign of it at stride 4<" in row
+
+
 def test_runs_of_one_name_are_told_apart_by_their_folders(write_run):
     folders = [write_run(name=name) for name in ("a", "b")]
     page = page_of(*folders)
