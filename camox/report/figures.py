@@ -170,7 +170,7 @@ def _limits(plot: Plot, runs: Sequence[Run], labels: Sequence[str]) -> list[dict
         lines.append(
             {
                 "type": "scatter", "mode": "lines", "x": [0, last], "y": [place, place], "line": line,
-                "name": _escaped(f"{called} {place:g}{whose}"), "hoverinfo": "skip",
+                "name": _escaped(f"{called} {place:.4g}{whose}"), "hoverinfo": "skip",
             }
         )  # fmt: skip
     return lines

@@ -136,9 +136,11 @@ def _routers(logged: Sequence[str]) -> list[Plot]:
 
     dead = f"{DEAD_BELOW * 100:g} %"
     texts = {
-        "load_balance": ("Load balance", "N·Σf·P: 1 is balanced; N/k, k of N experts do everything, the worst."),
+        "load_balance": (
+            "Load balance", "N·Σf·P: 1 is balanced; at worst it is N/k, where k of the N experts do everything.",
+        ),
         "dead": ("Dead experts", f"Experts that get less than {dead} of an equal share of the choices."),
-        "entropy": ("Entropy of the experts' use", "In nat; its exponential is the number of experts in effect."),
+        "entropy": ("Entropy of the experts' use", "In nat; its exponential is how many experts are in effect."),
         "pair_share": ("Share of the most frequent pair", "Above the line one pair of experts does everything."),
         "mutual_information": (
             "Information between image and expert", "In nat; below the line the router treats all images alike.",
