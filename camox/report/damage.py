@@ -17,7 +17,8 @@ def _numbers(run: Run) -> str:
     if not run.rows and any(note.startswith("metrics.jsonl") for note in run.notes):
         return ""
     last = run.rows[-1].step if run.rows else 0
-    known = max([run.last_step, *(manifest.step for manifest in run.checkpoints.values())])
+    end = ended(run.events)  # before a rollback there may have been events of later steps
+    known = max([end.step if end else run.last_step, *(manifest.step for manifest in run.checkpoints.values())])
     if last < known:
         return f"metrics.jsonl: its numbers end at step {last} of {known}"
     epochs = run.experiment.epochs if run.experiment else 0
