@@ -1,7 +1,7 @@
 """Whether a router has collapsed: signs in the measures of one evaluation, and their persistence over two."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,6 +28,32 @@ WHAT_TO_DO = {
 """A first remedy for each sign, in the words of an experiment file."""
 
 
+class CollapseLimits(NamedTuple):
+    """Where the signs of collapse begin for a router of some size."""
+
+    dead_below: float
+    """Of an equal share of the choices."""
+    pair_share_above: float | None
+    """Of the decisions; None where a decision takes other than two experts, and says nothing."""
+    effective_experts_below: float
+    """`exp(H(f))`."""
+    information_below: float
+    """In nat."""
+    saturation_above: float
+    """Of the decisions."""
+
+
+def collapse_limits(experts: int, top_k: int) -> CollapseLimits:
+    """The limits for a router that takes `top_k` of so many experts: one place for the verdict and for pages."""
+    return CollapseLimits(
+        dead_below=DEAD_BELOW,
+        pair_share_above=PAIR_SHARE_ABOVE if top_k == 2 else None,
+        effective_experts_below=min(EFFECTIVE_EXPERTS_BELOW, experts / 2),
+        information_below=INFORMATION_BELOW,
+        saturation_above=SATURATION_ABOVE,
+    )
+
+
 def collapse_signs(measures: Mapping[str, float], experts: int, top_k: int, images: int) -> dict[str, str]:
     """Signs of collapse that one evaluation of one learned router shows, each with a sentence for people.
 
@@ -47,26 +73,27 @@ def collapse_signs(measures: Mapping[str, float], experts: int, top_k: int, imag
     """
     if experts < 2 or images < FEWEST_IMAGES:
         return {}
+    limits = collapse_limits(experts, top_k)
     signs: dict[str, str] = {}
     least = min(
         ((share, name) for name, share in measures.items() if name.startswith("usage/")), default=(float("inf"), "")
     )
-    if experts * least[0] < DEAD_BELOW:
+    if experts * least[0] < limits.dead_below:
         name, of_equal = least[1].removeprefix("usage/"), experts * least[0]
-        signs["dead"] = f'expert "{name}" gets {of_equal:.1%} of an equal share of the choices (limit {DEAD_BELOW:.0%})'
-    if top_k == 2 and (pair := measures.get("pair_share", 0.0)) > PAIR_SHARE_ABOVE:
-        signs["one_pair"] = f"one pair of experts takes {pair:.1%} of the decisions (limit {PAIR_SHARE_ABOVE:.0%})"
-    effective, fewest = np.exp(measures.get("entropy", np.inf)), min(EFFECTIVE_EXPERTS_BELOW, experts / 2)
+        limit = f"limit {limits.dead_below:.0%}"
+        signs["dead"] = f'expert "{name}" gets {of_equal:.1%} of an equal share of the choices ({limit})'
+    most = limits.pair_share_above
+    if most is not None and (pair := measures.get("pair_share", 0.0)) > most:
+        signs["one_pair"] = f"one pair of experts takes {pair:.1%} of the decisions (limit {most:.0%})"
+    effective, fewest = np.exp(measures.get("entropy", np.inf)), limits.effective_experts_below
     if effective < fewest:
         signs["few_experts"] = f"{effective:.2f} of {experts} experts do the work in effect (limit {fewest:g})"
-    if (information := measures.get("mutual_information", np.inf)) < INFORMATION_BELOW:
-        signs["uninformed"] = (
-            f"experts tell {information:.4f} nat about the image (limit {INFORMATION_BELOW:g}): all are treated alike"
-        )
-    if (saturation := measures.get("saturation", 0.0)) > SATURATION_ABOVE:
-        signs["saturated"] = (
-            f"in {saturation:.1%} of the decisions a logit is at its limit (limit {SATURATION_ABOVE:.0%})"
-        )
+    if (information := measures.get("mutual_information", np.inf)) < limits.information_below:
+        limit = f"limit {limits.information_below:g}"
+        signs["uninformed"] = f"experts tell {information:.4f} nat about the image ({limit}): all are treated alike"
+    if (saturation := measures.get("saturation", 0.0)) > limits.saturation_above:
+        limit = f"limit {limits.saturation_above:.0%}"
+        signs["saturated"] = f"in {saturation:.1%} of the decisions a logit is at its limit ({limit})"
     return signs
 
 

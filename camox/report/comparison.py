@@ -3,6 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from camox.report.facts import state_in_words, worst_name
+from camox.report.gallery import Examined
+from camox.report.phases import spans_of
+from camox.report.routers import at_strides
 from camox.report.run import Run
 from camox.report.verdict import Verdict, number, title_of
 
@@ -15,13 +19,18 @@ def labels_of(runs: Sequence[Run]) -> list[str]:
     return [name if names.count(name) == 1 else str(run.path) for name, run in zip(names, runs, strict=True)]
 
 
-def outcome_table(runs: Sequence[Run], verdicts: Sequence[Verdict], labels: Sequence[str]) -> Mapping[str, Any]:
-    """A column per run: state, best score, collapse, trouble."""
+def outcome_table(
+    runs: Sequence[Run], verdicts: Sequence[Verdict], examined: Sequence[Examined], labels: Sequence[str]
+) -> Mapping[str, Any]:
+    """A column per run: state, collapse, phases, worst image, best score, trouble."""
     monitors = [title_of(run.monitor) for run in runs]
     rows = [
-        ["state", *(verdict.state for verdict in verdicts)],
+        ["state", *map(state_in_words, verdicts)],
+        ["did a router collapse?", *(_collapse(verdict) for verdict in verdicts)],
         ["best on held-out data", *(_best(verdict, name) for verdict, name in zip(verdicts, monitors, strict=True))],
-        ["router collapsed", *(verdict.routers.answer for verdict in verdicts)],
+        ["phases", *(_phases(run) for run in runs)],
+        ["worst image", *(worst_name(run, one) for run, one in zip(runs, examined, strict=True))],
+        ["missing from the folder", *("\n".join(verdict.missing) or "nothing" for verdict in verdicts)],
         ["steps", *(run.last_step for run in runs)],
         ["steps skipped", *(_last(run, "stability/skipped_batches") for run in runs)],
         ["rollbacks", *(sum(event.kind == "rollback" for event in run.events) for run in runs)],
@@ -41,6 +50,16 @@ def settings_table(runs: Sequence[Run], labels: Sequence[str]) -> Mapping[str, A
         if len(set(values)) > 1:
             rows.append([key, *values])
     return {"title": "What differs in the experiments", "header": ["key", *labels], "rows": rows, "notes": []}
+
+
+def _collapse(verdict: Verdict) -> str:
+    signs = [str(scale.stride) for scale in verdict.routers.scales if scale.signs]
+    shown = verdict.routers.answer == "no" and signs
+    return verdict.routers.answer + (f", but there is a sign of it at {at_strides(signs)}" if shown else "")
+
+
+def _phases(run: Run) -> str:
+    return "\n".join(f"{span.name}: from epoch {span.epoch}, step {span.after + 1}" for span in spans_of(run)) or "–"
 
 
 def _best(verdict: Verdict, measure: str) -> str:

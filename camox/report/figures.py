@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from camox.report.events import title_of_event
 from camox.report.phases import Span, moment, spans_of
 from camox.report.plots import Plot, plots_of
 from camox.report.routers import judge_routers
@@ -53,7 +54,7 @@ def timeline(run: Run, key: str) -> Figure:
     """Phases as bands, events as marks: a row for each kind, a mark for each severity."""
     spans = spans_of(run)
     events = [event for event in run.events if event.kind][-_MOST_MARKS:]
-    kinds = list(dict.fromkeys(_escaped(event.kind) for event in events))
+    kinds = list(dict.fromkeys(_escaped(title_of_event(event.kind)) for event in events))
     data = []
     for number, severity in enumerate(_SEVERITIES):
         those = [event for event in events if (event.severity if event.severity in _SEVERITIES else "info") == severity]
@@ -63,7 +64,7 @@ def timeline(run: Run, key: str) -> Figure:
             data.append(
                 {
                     "type": "scatter", "mode": "markers", "name": severity, "x": [event.step for event in those],
-                    "y": [_escaped(event.kind) for event in those], "text": texts,
+                    "y": [_escaped(title_of_event(event.kind)) for event in those], "text": texts,
                     "hovertemplate": "%{y}<br>%{text}<extra></extra>",
                     "marker": mark,
                 }
@@ -169,7 +170,7 @@ def _limits(plot: Plot, runs: Sequence[Run], labels: Sequence[str]) -> list[dict
         lines.append(
             {
                 "type": "scatter", "mode": "lines", "x": [0, last], "y": [place, place], "line": line,
-                "name": _escaped(f"{called} {place:g}{whose}"), "hoverinfo": "skip",
+                "name": _escaped(f"{called} {place:.4g}{whose}"), "hoverinfo": "skip",
             }
         )  # fmt: skip
     return lines

@@ -1,6 +1,7 @@
 """Which of the images that a model was run on are shown, worst first, and what is said of them. Needs no torch."""
 
 import base64
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -109,6 +110,17 @@ def shares_by_group(examined: Examined) -> Iterator[GroupShares]:
         shares = np.stack([seen.shares[stride] for seen in examined.images])
         means = [shares[[kind == group for kind in kinds]].mean(axis=0) for group in groups]
         yield GroupShares(stride, groups, np.stack(means, axis=1), *kind_information(shares, kinds))
+
+
+def card_id(key: Key) -> str:
+    """The id of an image's card on the page."""
+    # Names that differ in other signs alone have one slug.
+    return f"{slug(f'image {key.dataset} {key.name}')}-{zlib.crc32(repr(key).encode('utf-8', 'backslashreplace')):08x}"
+
+
+def slug(text: str) -> str:
+    """A text as part of an id."""
+    return "".join(character if character.isalnum() else "-" for character in text.casefold())
 
 
 def embedded(picture: np.ndarray) -> str:

@@ -51,6 +51,7 @@
   }
 
   function draw(place) {
+    place.dataset.scheme = root.dataset.scheme;
     const figure = figures[place.dataset.figure];
     place.style.minHeight = `${figure.layout.height || 300}px`;
     const style = getComputedStyle(root);
@@ -60,17 +61,62 @@
     return Plotly.react(place, data, layoutOf(figure, style, window.innerWidth), options);
   }
 
+  // What is folded has no width to draw into: it is drawn when it is opened.
   const places = [...document.querySelectorAll(".drawing")];
+  const isDue = place => place.offsetParent !== null && place.dataset.scheme !== root.dataset.scheme;
   let turn = 0;
   async function drawAll() {
     const mine = ++turn;
+    delete root.dataset.drawn;
     for (const place of places) {
-      if (mine !== turn) return; // the scheme changed meanwhile
+      if (mine !== turn) return; // the scheme changed, or more was opened meanwhile
+      if (!isDue(place)) continue;
       await draw(place);
       await new Promise(resolve => setTimeout(resolve, 0)); // the page stays alive between two plots
     }
-    root.dataset.drawn = String(places.length);
+    root.dataset.drawn = String(places.filter(place => place.dataset.scheme === root.dataset.scheme).length);
   }
+
+  const contents = document.getElementById("contents");
+  const toc = document.getElementById("toc");
+  const links = new Map([...toc.querySelectorAll("a")].map(link => [link.hash.slice(1), link]));
+  function openContents(open) {
+    toc.classList.toggle("open", open);
+    contents.setAttribute("aria-expanded", String(open));
+  }
+  contents.addEventListener("click", () => openContents(!toc.classList.contains("open")));
+  document.addEventListener("keydown", event => { if (event.key === "Escape") openContents(false); });
+  document.addEventListener("click", event => { if (!event.target.closest(".bar")) openContents(false); });
+
+  // The section whose heading has last passed below the bar.
+  function markHere() {
+    let here = null;
+    for (const key of links.keys()) {
+      const section = document.getElementById(key);
+      if (section && section.getBoundingClientRect().top < 120) here = key;
+    }
+    for (const [key, link] of links) {
+      if (key === here) link.setAttribute("aria-current", "true"); else link.removeAttribute("aria-current");
+    }
+    document.getElementById("here").textContent = here ? links.get(here).textContent : "Contents";
+  }
+
+  function reveal(hash) {
+    const target = document.getElementById(decodeURIComponent(hash.slice(1)));
+    if (!target) return;
+    const inside = target.querySelector(":scope > details.part");
+    if (inside) inside.open = true;
+    for (let at = target; at; at = at.parentElement) if (at.tagName === "DETAILS") at.open = true;
+    target.scrollIntoView();
+  }
+  document.addEventListener("click", event => {
+    const link = event.target.closest('a[href^="#"]');
+    if (!link) return;
+    openContents(false);
+    setTimeout(() => reveal(link.hash), 0); // after the browser's own jump
+  });
+  window.addEventListener("scroll", markHere, {passive: true});
+  window.addEventListener("resize", markHere);
 
   document.getElementById("scheme").addEventListener("click", () => {
     asked = root.dataset.scheme === "dark" ? "light" : "dark";
@@ -81,9 +127,12 @@
   preference.addEventListener("change", () => { applyScheme(); drawAll(); });
   for (const details of document.querySelectorAll("details")) {
     details.addEventListener("toggle", () => {
-      for (const place of details.querySelectorAll(".js-plotly-plot")) Plotly.Plots.resize(place);
+      if (details.open) drawAll();
     });
   }
+  root.classList.add("script");
   applyScheme();
+  markHere();
   drawAll();
+  if (location.hash) reveal(location.hash);
 })();

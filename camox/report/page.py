@@ -1,7 +1,6 @@
 """The report's page: everything in one HTML file that asks nothing of the network."""
 
 import json
-import zlib
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
@@ -16,13 +15,14 @@ from camox.errors import ExperimentError
 from camox.report import gallery
 from camox.report.comparison import labels_of, outcome_table, settings_table
 from camox.report.events import event_rows
+from camox.report.facts import facts_of, mood_of, state_in_words
 from camox.report.figures import Figure, curves, heat_map, timeline, usage
 from camox.report.gallery import Examined, Key
 from camox.report.phases import moment
-from camox.report.routers import RouterVerdict
+from camox.report.routers import RouterVerdict, limits_in_words
 from camox.report.run import Run
 from camox.report.scores import published_tables, score_tables
-from camox.report.verdict import Best, Verdict, judge, number, title_of
+from camox.report.verdict import Verdict, judge, number, title_of
 
 _ROUTER_HEADER = (
     "stride", "state", "experts in effect", "least used, of an equal share", "most frequent pair", "load balance",
@@ -31,11 +31,15 @@ _ROUTER_HEADER = (
 _GROUPS_ABOUT = (
     "Each column: how one group's images are spread over the experts. The group tells {:.3f} nat, {:.3f} by chance."
 )
+_SCALE_STATES = {"one sign": "not collapsed, a sign of it"}
 _MOST_GROUPS = 24
 _SHORT = {
     "Measures on held-out data": "Measures", "Precision and skipped steps": "Precision", "Speed and memory": "Speed",
     "Routers by group": "Groups",
 }  # fmt: skip
+
+_OPEN = ("Measures on held-out data", "Loss")
+"""Sections that are not folded where several runs make the page long."""
 
 
 def render(runs: Sequence[Run], examined: Sequence[Examined]) -> str:
@@ -48,12 +52,15 @@ def render(runs: Sequence[Run], examined: Sequence[Examined]) -> str:
         version=version("camox"),
         plotly=_plotly(),
         figures_json=_in_script({figure.key: {"data": figure.data, "layout": figure.layout} for figure in figures}),
-        sections=_sections(figures),
+        sections=(sections := _sections(figures)),
+        contents=_contents(sections, is_one=len(runs) == 1),
         runs=[
             _described(number, *parts)
             for number, parts in enumerate(zip(runs, labels, verdicts, examined, figures, strict=False))
         ],
-        side_by_side=[outcome_table(runs, verdicts, labels), settings_table(runs, labels)] if len(runs) > 1 else [],
+        side_by_side=[outcome_table(runs, verdicts, examined, labels), settings_table(runs, labels)]
+        if len(runs) > 1
+        else [],
         scores=score_tables(runs, labels),
         published=published_tables(runs, labels),
         galleries=_galleries(labels, examined),
@@ -91,11 +98,21 @@ def _sections(figures: Sequence[Figure]) -> list[dict[str, Any]]:
         {
             "title": section,
             "short": _SHORT.get(section, section),
-            "key": _slug(section),
+            "key": gallery.slug(section),
+            "is_open": section in _OPEN,
             "figures": [figure for figure in shown if figure.section == section],
         }
         for section in order
     ]
+
+
+def _contents(sections: Sequence[Mapping[str, Any]], is_one: bool) -> list[tuple[str, str]]:
+    """Ids and names of what the page has, in its order."""
+    first = [("verdict", "Verdict"), ("timeline", "Timeline") if is_one else ("runs", "Run by run")]
+    last = [("scores", "Test scores"), ("gallery", "Predictions")]
+    if is_one:
+        last += [("environment", "Environment"), ("experiment", "Experiment"), ("files", "Files")]
+    return [*first, *((section["key"], section["short"]) for section in sections), *last]
 
 
 def _described(
@@ -105,13 +122,14 @@ def _described(
         "number": position,
         "label": label,
         "path": str(run.path),
-        "state": verdict.state,
-        "is_good": verdict.state == "finished",
-        "is_open": verdict.state in ("running", "paused"),
-        "facts": _facts(run, verdict, examined),
+        "state": state_in_words(verdict),
+        "mood": mood_of(verdict),
+        "missing": verdict.missing,
+        "facts": facts_of(run, verdict, examined),
         "routers": verdict.routers,
         "router_rows": _router_rows(verdict.routers),
         "router_header": _ROUTER_HEADER,
+        "router_limits": limits_in_words(run),
         "timeline": figure,
         "events": event_rows(run.events),
         "environment": _environment_rows(run.environment),
@@ -119,46 +137,8 @@ def _described(
         "files": [(name, _bytes(size)) for name, size in run.files],
         "checkpoints": [_checkpoint_row(path.name, manifest, run) for path, manifest in run.checkpoints.items()],
         "monitor": title_of(run.monitor),
-        "notes": run.notes,
         "written": moment(run.last_written),
     }
-
-
-def _facts(run: Run, verdict: Verdict, examined: Examined) -> list[dict[str, Any]]:
-    """The answers, each with a mood that the page shows by a mark and a colour."""
-    moods = {"finished": "good", "running": "note", "paused": "note"}
-    answers = {"no": "good", "yes": "bad"}
-    facts: list[dict[str, Any]] = [
-        {"name": "Outcome", "text": verdict.outcome, "mood": moods.get(verdict.state, "bad")},
-        {
-            "name": f"Best {title_of(run.monitor)}",
-            "text": _best(verdict.best, verdict.selection, validated=bool(run.validations())),
-            "mood": "plain",
-        },
-        {
-            "name": "Router collapse",
-            "text": verdict.routers.sentence,
-            "mood": answers.get(verdict.routers.answer, "note"),
-        },
-        {"name": "Phases", "parts": verdict.phases or ["No step has been logged."], "mood": "plain"},
-        {"name": "Stability", "text": verdict.stability, "mood": "good" if verdict.is_calm else "note"},
-        {"name": "Test", "parts": verdict.tests or ["No evaluation in this folder."], "mood": "plain"},
-    ]
-    if examined.ranked:
-        worst = examined.ranked[0]
-        score = next((seen.scores.get("iou") for seen in examined.images if seen.key == worst), None)
-        text = f"{worst.name} ({worst.dataset}), IoU {number(score)}"
-        facts.append({"name": "Worst image", "text": text, "mood": "plain", "link": f"#{_card_id(worst)}"})
-    return facts
-
-
-def _best(best: Best | None, selection: str, validated: bool) -> str:
-    if best is None:
-        none = "No held-out image has an object: nothing to score" if validated else "No validation yet"
-        return f"{none}. Selected on: {selection}."
-    where = f", checkpoint {best.checkpoint}" if best.checkpoint else ""
-    when = f"at epoch {best.epoch} (step {best.step})"
-    return f"{best.score:.4f} {when}, {best.weights} weights{where}. Selected on: {selection}."
 
 
 def _router_rows(routers: RouterVerdict) -> list[list[str]]:
@@ -167,7 +147,14 @@ def _router_rows(routers: RouterVerdict) -> list[list[str]]:
     for scale in routers.scales:
         numbers = [number(scale.numbers[name], digits[name]) for name in digits]
         told = [f"told of at step {', '.join(map(str, scale.told_at))}"] if scale.told_at else []
-        rows.append([str(scale.stride), scale.state, *numbers, "; ".join([*scale.signs, *told]) or "none"])
+        rows.append(
+            [
+                str(scale.stride),
+                _SCALE_STATES.get(scale.state, scale.state),
+                *numbers,
+                "; ".join([*scale.signs, *told]) or "none",
+            ]
+        )
     return rows
 
 
@@ -190,7 +177,7 @@ def _gallery(number: int, labels: Sequence[str], examined: Sequence[Examined], i
     if seen:
         which = f"all {seen} images" if seen >= total else f"{seen} of {total} images, spread evenly over them"
         about.append(
-            f"The model was run on {which}. Sorted by IoU{', the mean of the runs,' if len(labels) > 1 else ''}."
+            f"The model was run on {which}. Sorted by IoU{', the mean of the runs' if len(labels) > 1 else ''}."
         )
     return {
         "number": number,
@@ -201,11 +188,6 @@ def _gallery(number: int, labels: Sequence[str], examined: Sequence[Examined], i
             for heading, keys in groups.items()
         ],
     }
-
-
-def _card_id(key: Key) -> str:
-    # Names that differ in other signs alone have one slug.
-    return f"{_slug(f'image {key.dataset} {key.name}')}-{zlib.crc32(repr(key).encode('utf-8', 'backslashreplace')):08x}"
 
 
 def _card(
@@ -227,7 +209,7 @@ def _card(
             }
         )
     return {
-        "id": _card_id(key),
+        "id": gallery.card_id(key),
         "name": key.name,
         "dataset": key.dataset,
         "group": first.group,
@@ -280,10 +262,6 @@ def _bytes(size: int) -> str:
         if size >= scale:
             return f"{size / scale:.1f} {unit}"
     return f"{size} B"
-
-
-def _slug(text: str) -> str:
-    return "".join(character if character.isalnum() else "-" for character in text.casefold())
 
 
 def _in_script(value: Any) -> str:

@@ -1,10 +1,14 @@
 """Which logged numbers are drawn together, under which title, with which limits as lines."""
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from camox.experiment import Experiment
+from camox.measures.collapse import CollapseLimits
+from camox.measures.routing import DEAD_BELOW
+from camox.report.routers import limits_of
 from camox.report.run import Run
 from camox.report.verdict import title_of
 
@@ -35,7 +39,7 @@ def plots_of(runs: Sequence[Run]) -> list[Plot]:
     """The plots for which any of the runs has numbers."""
     logged = list(dict.fromkeys(name for run in runs for row in run.rows for name in row.values))
     monitor = runs[0].monitor
-    plots = [*_losses(logged), *_validation(logged, monitor), *_optimisation(logged), *_precision(), *_routers(logged)]
+    plots = [*_validation(logged, monitor), *_losses(logged), *_optimisation(logged), *_precision(), *_routers(logged)]
     plots += _speed()
     return [plot for plot in plots if any(name in logged for name in plot.names)]
 
@@ -130,13 +134,16 @@ def _routers(logged: Sequence[str]) -> list[Plot]:
         }
         return {found[stride]: f"stride {stride}" for stride in sorted(found)}
 
+    dead = f"{DEAD_BELOW * 100:g} %"
     texts = {
-        "load_balance": ("Load balance", "N·Σf·P: 1 is balanced, 3 means that two of six experts do everything."),
-        "dead": ("Dead experts", "Experts that get less than 5 % of an equal share of the images."),
-        "entropy": ("Entropy of the experts' use", "In nat; its exponential is the number of experts in effect."),
-        "pair_share": ("Share of the most frequent pair", "Above 0.9 one pair of experts does everything."),
+        "load_balance": (
+            "Load balance", "N·Σf·P: 1 is balanced; at worst it is N/k, where k of the N experts do everything.",
+        ),
+        "dead": ("Dead experts", f"Experts that get less than {dead} of an equal share of the choices."),
+        "entropy": ("Entropy of the experts' use", "In nat; its exponential is how many experts are in effect."),
+        "pair_share": ("Share of the most frequent pair", "Above the line one pair of experts does everything."),
         "mutual_information": (
-            "Information between image and expert", "In nat; below 0.002 the router treats all images alike.",
+            "Information between image and expert", "In nat; below the line the router treats all images alike.",
         ),
         "kind_information": (
             "Information between group and expert",
@@ -144,8 +151,9 @@ def _routers(logged: Sequence[str]) -> list[Plot]:
         ),
     }  # fmt: skip
     limits: dict[str, dict[str, Limit]] = {
-        "pair_share": {"collapse above": lambda _: 0.9},
-        "mutual_information": {"collapse below": lambda _: 0.002},
+        "entropy": {"collapse below": _of_collapse(lambda limits: math.log(limits.effective_experts_below))},
+        "pair_share": {"collapse above": _of_collapse(lambda limits: limits.pair_share_above or 0)},
+        "mutual_information": {"collapse below": _of_collapse(lambda limits: limits.information_below)},
     }
     plots = [
         Plot(
@@ -157,6 +165,16 @@ def _routers(logged: Sequence[str]) -> list[Plot]:
     control = {"router/warmup_factor": "warm-up factor"}
     about = "The share of the balance loss that is in force: it rises from 0 to 1 over balance.warmup_epochs."
     return [*plots, Plot("router_control", section, "Warm-up of the balance loss", about, control, from_zero=True)]
+
+
+def _of_collapse(limit: Callable[[CollapseLimits], float]) -> Limit:
+    """A limit of the run's routers; 0, which is no line, where none can collapse."""
+
+    def of(experiment: Experiment) -> float:
+        limits = limits_of(experiment)
+        return limit(limits) if limits else 0
+
+    return of
 
 
 def _speed() -> list[Plot]:

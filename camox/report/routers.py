@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from camox.measures.collapse import FEWEST_IMAGES, collapse_signs
+from camox.experiment import Experiment
+from camox.measures.collapse import FEWEST_IMAGES, CollapseLimits, collapse_limits, collapse_signs
 from camox.report.run import Row, Run
 
 NUMBERS = ("effective_experts", "least_share", "pair_share", "load_balance", "mutual_information")
@@ -36,6 +37,29 @@ class RouterVerdict:
     scales: tuple[ScaleVerdict, ...] = ()
 
 
+def limits_of(experiment: Experiment) -> CollapseLimits | None:
+    """Where signs of collapse begin in a run; None where no router selects, so that none can collapse."""
+    moe = experiment.model.moe
+    return collapse_limits(len(moe.experts), moe.top_k) if moe.scales and moe.mode == "sparse" else None
+
+
+def limits_in_words(run: Run) -> str:
+    """When a scale of this run counts as collapsed; empty where none can."""
+    limits = limits_of(run.experiment) if run.experiment else None
+    if limits is None:
+        return ""
+    signs = [f"an expert with less than {limits.dead_below * 100:g} % of an equal share"]
+    if limits.pair_share_above is not None:
+        signs.append(f"one pair with more than {limits.pair_share_above * 100:g} % of the decisions")
+    signs += [
+        f"fewer than {limits.effective_experts_below:g} experts in effect",
+        f"less than {limits.information_below:g} nat of information on the image",
+        f"logits at their limit in more than {limits.saturation_above * 100:g} % of the decisions",
+    ]
+    text = f"{', '.join(signs[:-1])}, or {signs[-1]}"
+    return f"A scale has collapsed when two validations in a row show a sign: {text}."
+
+
 def judge_routers(run: Run) -> RouterVerdict:
     """The answer for the whole run, with every scale's numbers."""
     if run.experiment is not None:
@@ -63,20 +87,24 @@ def judge_routers(run: Run) -> RouterVerdict:
 def _sentence(scales: tuple[ScaleVerdict, ...], images: float, validations: int, told: int) -> tuple[str, str]:
     collapsed = [str(scale.stride) for scale in scales if scale.state == "collapsed"]
     if collapsed:
-        return "yes", f"Collapsed at {_at(collapsed)}, of {len(scales)} scales, as of the last validation."
+        return "yes", f"Collapsed at {at_strides(collapsed)}, of {len(scales)} scales, as of the last validation."
     recovered = [str(scale.stride) for scale in scales if scale.state == "recovered"]
     if recovered:
-        return "recovered", f"Collapsed at {_at(recovered)} on the way, and recovered: sound at the last validation."
+        return (
+            "recovered",
+            f"Collapsed at {at_strides(recovered)} on the way, and recovered: sound at the last validation.",
+        )
     if images < FEWEST_IMAGES and not told:
         return "unknown", f"Cannot be judged: {images:g} held-out images with an object, fewer than {FEWEST_IMAGES}."
     once = [str(scale.stride) for scale in scales if scale.state == "one sign"]
     if once:
         why = "the guard waits for two in a row, and for routers to have learned"
-        return "no", f"Not collapsed, but the last validation shows a sign of it at {_at(once)}; {why}."
+        return "no", f"Not collapsed, but the last validation shows a sign of it at {at_strides(once)}; {why}."
     return "no", f"Not collapsed at any of {len(scales)} scales, in {validations} validations."
 
 
-def _at(strides: list[str]) -> str:
+def at_strides(strides: Sequence[str]) -> str:
+    """ "stride 4", "strides 4, 8"."""
     return f"stride{'s' if len(strides) > 1 else ''} {', '.join(strides)}"
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from camox.checkpoints.folders import list_checkpoints, read_pointer
-from camox.checkpoints.manifest import Manifest, read_manifest, read_text
+from camox.checkpoints.folders import CHECKPOINTS, list_checkpoints, list_unreadable, read_pointer
+from camox.checkpoints.manifest import POINTERS, Manifest, read_manifest, read_text
 from camox.errors import CheckpointError, ExperimentError
 from camox.experiment import Experiment
 
@@ -75,7 +75,7 @@ class Run:
     last_written: float | None
     """When the newest number came, in seconds since 1970."""
     notes: Sequence[str]
-    """What could not be read."""
+    """What could not be read, a sentence each."""
 
     @property
     def name(self) -> str:
@@ -113,19 +113,20 @@ def read_run(path: Path) -> Run:
         what = "holds no run (no experiment.toml, metrics.jsonl or events.jsonl)" if path.is_dir() else "no such folder"
         raise ExperimentError(f"{path}: {what}: give the folder that training wrote, such as runs/quickstart")
     notes: list[str] = []
+    is_over = (path / "exit.json").exists()
     experiment_text = _text(path / "experiment.toml", notes)
-    rows = sorted(_rows(_lines(path / "metrics.jsonl", notes)), key=lambda row: row.step)
+    rows = sorted(_rows(_lines(path / "metrics.jsonl", notes, is_over)), key=lambda row: row.step)
     return Run(
         path=path,
         experiment=_experiment(path / "experiment.toml", notes) if experiment_text else None,
         experiment_text=experiment_text,
         environment=_table(path / "environment.json", notes),
         rows=rows,
-        events=[_event(line) for line in _lines(path / "events.jsonl", notes)],
+        events=[_event(line) for line in _lines(path / "events.jsonl", notes, is_over)],
         exit=_table(path / "exit.json", notes, may_miss=True),
         # POSIX drops the locks of a process that closes any descriptor of the file, so the Trainer, whose run has
         # an end by now, must not open it.
-        is_locked=not (path / "exit.json").exists() and not _has_ended(path) and _is_held(path / ".lock"),
+        is_locked=not is_over and not _has_ended(path) and _is_held(path / ".lock"),
         checkpoints=_checkpoints(path, notes),
         best=read_pointer(path, "best"),
         evaluation=_table(path / "evaluation" / "measures.json", notes, may_miss=True),
@@ -190,8 +191,8 @@ def _table(path: Path, notes: list[str], may_miss: bool = False) -> Mapping[str,
     return {}
 
 
-def _lines(path: Path, notes: list[str]) -> list[Mapping[str, Any]]:
-    """The objects of a file of lines. A last line without an end is being written, and no damage."""
+def _lines(path: Path, notes: list[str], is_over: bool = False) -> list[Mapping[str, Any]]:
+    """The objects of a file of lines. A last line without an end is being written, and no damage unless all is over."""
     try:
         if not path.is_file():
             raise FileNotFoundError
@@ -213,6 +214,8 @@ def _lines(path: Path, notes: list[str]) -> list[Mapping[str, Any]]:
             found.append(record)
         else:
             damaged += 1
+    if is_over and lines[-1].strip():
+        notes.append(f"{path.name}: its last line is cut off")
     if damaged:
         notes.append(f"{path.name}: {damaged} of {len(lines) - 1} lines are damaged and left out")
     return found
@@ -262,13 +265,32 @@ def _experiment(path: Path, notes: list[str]) -> Experiment | None:
 
 
 def _checkpoints(path: Path, notes: list[str]) -> dict[Path, Manifest]:
+    """Those that can be read; of their files only the sizes are looked at, for hashes would read gigabytes."""
     found = {}
     try:
         for checkpoint in list_checkpoints(path):
             found[checkpoint] = read_manifest(checkpoint)
+            notes += [
+                f"{CHECKPOINTS}/{checkpoint.name}: {defect}" for defect in _defects(checkpoint, found[checkpoint])
+            ]
+        notes += [f"{CHECKPOINTS}/{lost.name}/manifest.json: damaged or missing" for lost in list_unreadable(path)]
     except (CheckpointError, OSError) as error:
         notes.append(str(error))
+    for pointer in POINTERS:
+        if os.path.lexists(path / CHECKPOINTS / pointer) and read_pointer(path, pointer) is None:
+            notes.append(f"{CHECKPOINTS}/{pointer}: names no checkpoint that is there")
     return found
+
+
+def _defects(checkpoint: Path, manifest: Manifest) -> Iterator[str]:
+    for name, record in manifest.files.items():
+        try:
+            size = (checkpoint / name).stat().st_size
+        except OSError:
+            yield f"{name} is missing"
+        else:
+            if size != record.size:
+                yield f"{name} has {size} bytes instead of {record.size}"
 
 
 def _per_image(path: Path, notes: list[str]) -> list[Mapping[str, str]]:

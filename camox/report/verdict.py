@@ -8,6 +8,8 @@ from typing import Any
 from camox.checkpoints.folders import is_better
 from camox.inference.loading.selection import selected_on
 from camox.measures.rendering import MEASURES
+from camox.report.damage import missing_from
+from camox.report.events import title_of_event
 from camox.report.phases import duration, moment, spans_of
 from camox.report.routers import RouterVerdict, judge_routers
 from camox.report.run import Event, Run, ended
@@ -45,6 +47,8 @@ class Verdict:
     is_calm: bool
     """Whether nothing was skipped or rolled back."""
     tests: tuple[str, ...]
+    missing: tuple[str, ...]
+    """What the folder should hold and does not, a sentence each."""
 
 
 def judge(run: Run) -> Verdict:
@@ -61,6 +65,7 @@ def judge(run: Run) -> Verdict:
         stability=stability,
         is_calm=is_calm,
         tests=tuple(_tests(run.evaluation)),
+        missing=tuple(missing_from(run, state == "finished")),
     )
 
 
@@ -73,13 +78,17 @@ def state_of(run: Run) -> str:
 
 
 def best_of(run: Run) -> Best | None:
-    """The best scores, by the checkpoint that `best` names; where that is gone, of all validations."""
+    """The best scores, by the checkpoint that `best` names; where that is gone, of all that is left."""
     if run.best in run.checkpoints and run.best is not None:
         manifest = run.checkpoints[run.best]
         found = _better(manifest.measures, run.monitor)
         if found:
             return Best(*found, manifest.epoch, manifest.step, run.best.name)
     best: Best | None = None
+    for path, manifest in run.checkpoints.items():
+        found = _better(manifest.measures, run.monitor)
+        if found and is_better(found[0], best.score if best else None, run.monitor):
+            best = Best(*found, manifest.epoch, manifest.step, path.name)
     for row in run.validations():
         found = _better(row.values, run.monitor)
         if found and is_better(found[0], best.score if best else None, run.monitor):
@@ -111,18 +120,20 @@ def _outcome(run: Run, state: str) -> str:
     reason = str(run.exit.get("reason") or getattr(ended(run.events), "message", ""))
     epochs = run.experiment.epochs if run.experiment else None
     done = max((manifest.epoch for manifest in run.checkpoints.values()), default=0)
-    done = max([done, *(event.epochs_done for event in run.events)])
+    done = max([done, *(event.epochs_done for event in run.events), *(row.epoch for row in run.rows)])
     progress = f"{done} of {counted(epochs, 'epoch')} done" if epochs else f"{counted(done, 'epoch')} done"
     progress += f", step {run.last_step}"
     if state == "finished":
-        return f"All {counted(epochs or done, 'epoch')} are done, {counted(run.last_step, 'step')}{_took(run)}."
+        if epochs is None or done < epochs:
+            return f"exit.json says that it finished; of what is left, {progress}{_took(run)}."
+        return f"All {counted(epochs, 'epoch')} are done, {counted(run.last_step, 'step')}{_took(run)}."
     if state == "running":
         return f"{progress}. Started {moment(_started(run))}; the newest number is of {moment(run.last_written)}."
     if state == "gone":
         gone = "It wrote no end and no process holds its folder: it was killed, or the machine went down"
         return f"{gone}. {progress}; the newest number is of {moment(run.last_written)}."
     guard = next((event.kind for event in reversed(run.events) if _is_stop(event)), None)
-    by = f"Stopped by the guard “{guard}”: " if state == "stopped" and guard else ""
+    by = f"Stopped by a guard, “{title_of_event(guard)}” ({guard}): " if state == "stopped" and guard else ""
     return f"{by}{reason or 'no reason was written'} ({progress})"
 
 
@@ -179,7 +190,7 @@ def _stability(run: Run) -> tuple[str, bool]:
         parts.append(f"{counted(len(rollbacks), 'rollback')}, at step {at}")
     warnings = [event for event in run.events if event.severity != "info" and event.kind not in ("end", "rollback")]
     if warnings:
-        kinds = ", ".join(sorted({event.kind for event in warnings}))
+        kinds = ", ".join(sorted({title_of_event(event.kind) for event in warnings}))
         parts.append(f"{counted(len(warnings), 'warning')}: {kinds}")
     if nonfinite:
         parts.append(f"logged as not finite: {', '.join(nonfinite[:3])}{' …' if len(nonfinite) > 3 else ''}")

@@ -1,6 +1,7 @@
 """Pictures that trackers show of a validation: some held-out images, and what routers choose for all of them."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import cv2
 import numpy as np
@@ -37,6 +38,16 @@ def shown_indices(experiment: Experiment, held_out: int, epoch: int) -> tuple[in
         return ()
     spread = np.linspace(0, held_out - 1, min(tracking.images, held_out)).round()
     return tuple(int(index) for index in spread)
+
+
+@contextmanager
+def harmless(troubles: list[str]) -> Iterator[None]:
+    """What fails in the block, which makes or shows pictures, becomes an entry of `troubles`: whatever is wrong with a
+    picture, the run and its scores are sound."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001  OpenCV, drawing libraries and trackers raise unrelated types
+        troubles.append(f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 
 def draw_panels(output: CamoXpertOutput, batch: EvalBatch, shown: Collection[int]) -> list[tuple[int, np.ndarray]]:

@@ -12,6 +12,7 @@ from camox.tracking.events import EventLog, Severity
 from camox.tracking.tensorboard_tracker import TensorBoardTracker
 from camox.tracking.trackers import JsonlTracker, Picture, Tracker, Trackers
 from camox.tracking.wandb_tracker import WandbTracker
+from camox.training.held_out_pictures import harmless
 from camox.training.phases import phase_of
 from camox.training.run_state import Position
 from camox.training.saving import Saved
@@ -108,12 +109,17 @@ class Reporter:
         return 0 if self._events is None else self._events.troubles
 
     def validated(
-        self, scores: Scores, values: Mapping[str, Any], at: Position, draw: Callable[[], Mapping[str, Picture]]
+        self,
+        scores: Scores,
+        values: Mapping[str, Any],
+        at: Position,
+        draw: Callable[[], Mapping[str, Picture]],
+        undrawn: str = "",
     ) -> None:
         """Tells what the validation after the epoch that has just ended found.
 
         `values` are logged beside the scores. `draw` gives pictures, by name; it is called only where a tracker takes
-        them.
+        them. `undrawn` says why some of them are lost: it is told once, and no more are shown.
         """
         self.console.validation(scores["val"], scores.get("val_ema"), epoch=at.epoch, step=at.step)
         if scores["val"].get("count") == 0 and not self._is_unscored:
@@ -124,14 +130,13 @@ class Reporter:
         self.log({**values, **score_values(scores)}, at.step, epoch, phase)
         if not (self._trackers.takes_pictures and self._draws):
             return
-        try:
-            pictures = draw()
-        except Exception as error:  # noqa: BLE001  whatever is wrong with a picture, the run is sound
+        troubles = [undrawn] if undrawn else []
+        with harmless(troubles):
+            if not undrawn and (pictures := draw()):
+                self._trackers.show(pictures, step=at.step, epoch=epoch, phase=phase)
+        if troubles:
             self._draws = False
-            self.event("tracking", f"no more pictures: drawing them failed ({type(error).__name__}: {error})", at)
-            return
-        if pictures:
-            self._trackers.show(pictures, step=at.step, epoch=epoch, phase=phase)
+            self.event("tracking", f"no more pictures: drawing or showing them failed ({troubles[0]})", at)
 
     @contextmanager
     def _once_refused(self) -> Iterator[None]:

@@ -381,11 +381,11 @@ class Trainer:
             self._heed([Finding("validation", str(error), "roll_back", sound_until=self.at.step - 1)])
             raise AssertionError("a rollback or the end") from error
         values, collapses = self.routing.evaluate(raw.routed, self.at.step)
-        self.reporter.validated(scores, values, self.at, partial(with_routing, raw.pictures, raw.routed, self.network))
+        draw = partial(with_routing, raw.pictures, raw.routed, self.network)
+        self.reporter.validated(scores, values, self.at, draw, raw.undrawn)
         proposal: Proposal = "calm_routers" if self.experiment.stability.collapse else "note"
         findings = [Finding("router_collapse", c.message, proposal, details=c.details) for c in collapses]
-        monitor = self.experiment.checkpoints.monitor
-        images = [image[monitor] for image in raw.images]
+        images = [image[self.experiment.checkpoints.monitor] for image in raw.images]
         findings += self.watch.after_validation(self.at.step, images, raw.summary["loss"])
         self._heed(findings)
         return scores

@@ -18,7 +18,7 @@ from camox.measures.routing import RoutedImages
 from camox.measures.threshold import CHOSEN_BY, best_threshold
 from camox.models.camoxpert import CamoXpert, CamoXpertOutput
 from camox.tracking.console import Console
-from camox.training.held_out_pictures import Pictures, captioned, draw_panels
+from camox.training.held_out_pictures import Pictures, captioned, draw_panels, harmless
 from camox.training.processes import fail_together
 from camox.training.routing import routed_images
 
@@ -39,6 +39,9 @@ class Validated(NamedTuple):
 
     pictures: Pictures
     """Of the images that were to be shown, in the order of the dataset."""
+
+    undrawn: str
+    """Why some of them could not be drawn, on any rank; empty where nothing went wrong."""
 
 
 class Validator:
@@ -92,6 +95,7 @@ class Validator:
         losses: list[tuple[int, float, int]] = []
         routed: list[dict[int, RoutedImages]] = []
         panels: list[tuple[int, np.ndarray]] = []
+        troubles: list[str] = []
         failure = None
         meetings = iter(range(self._meetings))
         self.beat("validating")
@@ -99,7 +103,8 @@ class Validator:
         def observe(output: CamoXpertOutput, batch: EvalBatch) -> None:
             self.beat("validating")
             losses.append(self._loss(output, batch))
-            panels.extend(draw_panels(output, batch, shown))
+            with harmless(troubles):
+                panels.extend(draw_panels(output, batch, shown))
             if routing:
                 limit = network.config["logit_limit"]
                 routed.append(
@@ -128,7 +133,7 @@ class Validator:
                 self.heed()
         fail_together(failure)
         # One gather of plain per-image results; tensors would need equal counts on all ranks.
-        everything = gather_object([(evaluator.results, losses, routed, panels)])
+        everything = gather_object([(evaluator.results, losses, routed, panels, troubles)])
         whole = Evaluator("camox", self.measures)
         for results, *_ in everything:
             whole.extend(results)
@@ -139,12 +144,15 @@ class Validator:
             summary["threshold"] = threshold
         if self.on_test:  # among the scores, so that wherever these go the label goes with them
             summary["selected_on_test"] = 1.0
-        batches = [of_batch for _, _, of_rank, _ in everything for of_batch in of_rank]
+        batches = [of_batch for _, _, of_rank, *_ in everything for of_batch in of_rank]
         strides = network.scales if routing else ()
         routed_by = {stride: RoutedImages.joined([of_batch[stride] for of_batch in batches]) for stride in strides}
         counted = [record.result.scalars for record in whole.results if record.result.counts]
-        pictures = captioned([panel for *_, of_rank in everything for panel in of_rank], whole.results)
-        return Validated(summary, routed_by, counted, pictures)
+        pictures: Pictures = {}
+        troubles = [trouble for *_, of_rank in everything for trouble in of_rank]
+        with harmless(troubles):
+            pictures = captioned([panel for *_, of_rank, _ in everything for panel in of_rank], whole.results)
+        return Validated(summary, routed_by, counted, pictures, troubles[0] if troubles else "")
 
     def _loss(self, output: CamoXpertOutput, batch: EvalBatch) -> tuple[int, float, int]:
         size = batch.images.shape[-1]

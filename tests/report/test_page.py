@@ -1,6 +1,8 @@
 """What the page holds, by its text and its figures."""
 
+import csv
 import json
+import math
 import re
 
 import pytest
@@ -27,7 +29,8 @@ def test_a_finished_run_has_a_page_that_answers(finished):
     assert "frozen: from step 1 (epoch 1)" in finished
     assert "full: from step 3 (epoch 2)" in finished
     assert "Selected on: held-out 34% of the training data, seed 3" in finished
-    assert "Worst image" in finished
+    assert "Which image is worst?" in finished
+    assert "Did a router collapse?" in finished
     assert f"The model was run on all {TEST_IMAGES} images." in finished
 
 
@@ -56,6 +59,37 @@ def test_clipping_limits_are_those_of_the_experiment(write_run):
     figures = figures_of(page_of(write_run("optimizer.clip=0.3", "optimizer.router_clip=0.07", rows=rows)))
     assert figures["norms"]["data"][-1]["y"] == [0.3, 0.3]
     assert figures["router_norm"]["data"][-1]["y"] == [0.07, 0.07]
+
+
+def _with_routers(step):
+    measures = {"pair_share": 0.4, "entropy": 1.2, "mutual_information": 0.1, "usage/texture": 0.5, "usage/edge": 0.5}
+    values = {f"val/router/stride_4/{name}": value for name, value in measures.items()}
+    return {"step": step, "epoch": 0, "phase": "full", "val/count": 64, "val/iou": 0.5, **values}
+
+
+def test_limits_of_collapse_are_those_of_the_run(write_run, monkeypatch):
+    monkeypatch.setattr("camox.measures.collapse.INFORMATION_BELOW", 0.0625)
+    monkeypatch.setattr("camox.measures.collapse.PAIR_SHARE_ABOVE", 0.75)
+    two = page_of(write_run(rows=[_with_routers(10)], name="two"))
+    four = ["model.moe.experts=['texture', 'edge', 'contrast', 'semantic']", "model.moe.top_k=3"]
+    one = page_of(write_run(*four, rows=[_with_routers(10)], name="one"))
+    lines = [
+        {key: of["data"][1]["y"][0] for key in ("pair_share", "entropy", "mutual_information")
+         if len((of := figures_of(page)[f"router_{key}"])["data"]) > 1}
+        for page in (two, one)
+    ]  # fmt: skip
+    assert lines[0] == {"pair_share": 0.75, "entropy": pytest.approx(math.log(3)), "mutual_information": 0.0625}
+    assert lines[1] == {"entropy": pytest.approx(math.log(2)), "mutual_information": 0.0625}
+    assert "one pair with more than 75 % of" in two
+    assert "fewer than 3 experts in effect" in two
+    assert "less than 0.0625 nat" in two
+    assert "one pair with more than" not in one
+    assert "fewer than 2 experts in effect" in one
+
+
+def test_where_no_router_selects_there_is_no_limit_of_collapse(write_run):
+    figures = figures_of(page_of(write_run("model.moe.mode=dense", rows=[_with_routers(10)])))
+    assert len(figures["router_mutual_information"]["data"]) == 1
 
 
 def test_shares_of_a_group_sum_to_one(finished):
@@ -114,10 +148,17 @@ def test_several_runs_have_a_colour_each_and_a_table_of_what_differs(write_run):
     assert words == ["optimizer.lr", "0.001", "0.0005", "phases.full.lr", "–", "0.0001"]
 
 
+def test_where_the_last_validation_shows_a_sign_the_table_of_several_runs_says_so(write_run):
+    sign = {**_with_routers(10), "val/router/stride_4/pair_share": 0.99}
+    page = page_of(write_run(rows=[sign], name="a"), write_run(rows=[_with_routers(10)], name="b"))
+    row = page.partition(">did a router collapse?</th>")[2].partition("</tr>")[0]
+    assert "no, but there is a sign of it at stride 4<" in row
+
+
 def test_runs_of_one_name_are_told_apart_by_their_folders(write_run):
     folders = [write_run(name=name) for name in ("a", "b")]
     page = page_of(*folders)
-    assert all(f"{folder}</h3>" in page for folder in folders)
+    assert all(f'<span class="name">{folder}</span>' in page for folder in folders)
 
 
 def test_an_event_stands_at_its_step(write_run):
@@ -125,7 +166,63 @@ def test_an_event_stands_at_its_step(write_run):
     rows = [{"step": 90, "epoch": 3, "phase": "full", "train/loss": 1.0}]
     marks = figures_of(page_of(write_run(rows=rows, events=events)))["timeline_0"]["data"]
     placed = {kind: step for trace in marks for kind, step in zip(trace["y"], trace["x"], strict=True)}
-    assert placed == {"start": 0, "spike": 70, "end": 90}
+    assert placed == {"Start": 0, "Loss spike": 70, "End": 90}
+
+
+def test_events_are_told_in_words_beside_the_name_that_the_file_has(write_run):
+    events = [event("frozen", message="4 of 4 stages"), event("dip", 70, severity="warning"), event("new_kind", 80)]
+    page = page_of(write_run(events=events))
+    rows = re.findall(r'<td class="kind">(.*?)</td>', page)
+    assert rows == [
+        "● Frozen backbone stages<code>frozen</code>", "▲ One poor validation<code>dip</code>",
+        "● new kind<code>new_kind</code>",
+    ]  # fmt: skip
+    assert "1 warning: One poor validation" in page
+
+
+def _links(page):
+    return re.findall(r'<a href="#(.*?)">', page.partition('<nav id="toc"')[2].partition("</nav>")[0])
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_the_contents_lead_to_every_section_in_their_order(write_run, number):
+    rows = [{"step": 1, "epoch": 0, "phase": "full", "train/loss": 1.0, "val/iou": 0.5}]
+    page = page_of(*(write_run(f"experiment.name=run{n}", rows=rows, name=f"run{n}") for n in range(number)))
+    assert _links(page) == re.findall(r'<section id="(.*?)"', page)
+    assert len(_links(page)) >= 6
+
+
+def test_of_several_runs_each_is_folded_with_all_that_is_its_own(write_run):
+    rows = [{"step": 1, "epoch": 0, "phase": "full", "train/loss": 1.0, "lr/head": 0.1, "val/iou": 0.5}]
+    names = ("first", "second", "third")
+    page = page_of(*(write_run(f"experiment.name={name}", rows=rows, name=name, exit_code=3) for name in names))
+    folds = page.partition('<section id="runs">')[2].partition("</section>")[0].split('<details class="fold"')[1:]
+    assert len(folds) == 3
+    for name, fold in zip(names, folds, strict=True):
+        assert not fold.partition(">")[0].endswith("open")
+        assert f'<span class="name">{name}</span>' in fold
+        assert "Stopped by a guard" in fold.partition("</summary>")[0]
+        assert all(what in fold for what in ("Did a router collapse?", "timeline_", "experiment.toml", "Environment"))
+    sections = dict(re.findall(r'<section id="([\w-]+)">\s*<details class="fold part"( open)?>', page))
+    assert sections["loss"] == sections["measures-on-held-out-data"] == " open"
+    assert sections["optimisation"] == ""
+
+
+def test_every_table_scrolls_in_a_box_of_its_own(finished):
+    body = finished.partition("<main>")[2]
+    assert body.count("<table") == len(re.findall(r'<div class="scroll(?: tall)?" tabindex="0"><table', body)) > 4
+
+
+def test_the_worst_image_is_named_also_where_no_model_was_run(run_folder):
+    with (run_folder / "evaluation" / "per_image.csv").open() as file:
+        scored = [(float(row["iou"]), row["name"]) for row in csv.DictReader(file) if row["iou"]]
+    score, name = min(scored)
+    assert f"{name}, IoU {score:.3f}, of the run&#39;s own evaluation" in page_of(run_folder)
+
+
+def test_the_worst_image_is_shown_in_the_first_screen(finished):
+    facts = finished.partition('<dl class="facts">')[2].partition("</dl>")[0]
+    assert re.findall(r'alt="(\w+) of the worst image"', facts) == ["image", "truth", "prediction"]
 
 
 def test_a_few_peaks_are_drawn_on_a_logarithmic_axis(write_run):

@@ -87,7 +87,7 @@ def test_a_stop_names_its_guard(write_run):
     stop = event("explosion", 40, severity="error", message="stopped at step 40")
     end = event("end", 40, severity="error", details={"code": 3}, message="iou fell")
     outcome = judge(read_run(write_run(events=[event("start"), stop, end]))).outcome
-    assert "guard “explosion”" in outcome
+    assert "guard, “Scores fell apart” (explosion)" in outcome
     assert "iou fell" in outcome
     assert "step 40" in outcome
 

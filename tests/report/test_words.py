@@ -123,6 +123,12 @@ def test_every_kind_of_event_has_a_meaning():
     assert kinds <= MEANINGS.keys()
 
 
+def test_no_kind_of_event_is_called_by_its_internal_name_alone():
+    titles = [meaning.title for meaning in MEANINGS.values()]
+    assert len(set(titles)) == len(titles)
+    assert not [title for title in titles if "_" in title or not title[:1].isalnum() or len(title) > 28]
+
+
 def test_many_events_of_one_kind_are_folded(write_run):
     skipped = [event("skipped_step", step, severity="warning") for step in range(1, 51)]
     rows = event_rows(read_run(write_run(events=[event("start"), *skipped, event("end", 60)])).events)

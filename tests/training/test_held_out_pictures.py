@@ -1,5 +1,6 @@
 """Which held-out images are shown and when, and that showing them changes nothing and costs no forward pass."""
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +20,7 @@ from camox.training import validation
 from camox.training.held_out_pictures import TILE, captioned, draw_panels, shown_indices, with_routing
 from camox.training.reporting import Reporter
 from camox.training.run_state import Position
+from camox.training.trainer import Trainer
 from camox.training.validation import Validated, Validator
 from tests.training.test_routing import network
 
@@ -175,3 +177,44 @@ def test_pictures_are_drawn_only_for_a_tracker_that_takes_them(capsys):
     reporter, drawn = Reporter([phase], active=False), []
     reporter.validated(scores, {}, Position(step=2, epoch=1), lambda: drawn.append(1) or {})
     assert drawn == []
+
+
+# ---- whatever is wrong with a picture, the run is sound
+
+
+def fail(*arguments: Any, **named: Any) -> Any:
+    raise RuntimeError("no such colour")
+
+
+def test_a_panel_that_cannot_be_drawn_takes_no_score_with_it_on_any_rank(score, monkeypatch):
+    built = network()
+    plain = score(built)
+    monkeypatch.setattr("camox.training.held_out_pictures.prediction_panel", fail)
+    for ranks in (1, 2):
+        shown = score(built, ranks, SHOWN)
+        assert shown.summary["mae"] == pytest.approx(plain.summary["mae"])
+        assert shown.pictures == {}
+        assert shown.undrawn == "RuntimeError: no such colour"
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "camox.training.held_out_pictures.prediction_panel",
+        pytest.param("camox.training.validation.captioned", marks=pytest.mark.slow),
+        pytest.param("camox.training.held_out_pictures.draw_choices", marks=pytest.mark.slow),
+        "camox.tracking.trackers.Trackers.show",
+    ],
+)
+def test_a_run_whose_pictures_fail_says_so_once_and_finishes(tiny_experiment, monkeypatch, capsys, broken):
+    monkeypatch.setattr(broken, fail)
+    experiment = tiny_experiment("tracking.tensorboard=true", "tracking.images=2", "tracking.images_every_epochs=1")
+    Trainer(experiment).run()
+    run = experiment.run_folder
+    assert json.loads((run / "exit.json").read_text())["code"] == 0
+    lines = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    said = [line for line in lines if line["severity"] != "info"]
+    assert [line["kind"] for line in said] == ["tracking"]
+    assert "no such colour" in said[0]["message"]
+    assert "no more pictures" in said[0]["message"]
+    assert " ".join(capsys.readouterr().err.split()).count("no more pictures") == 1

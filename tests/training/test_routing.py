@@ -245,10 +245,10 @@ def test_validation_without_routing_gives_the_same_scores():
     objective = SegmentationObjective({"structure": 1.0})
     validator = Validator(Accelerator(cpu=True), EvalSet(source, 32), objective, ("iou", "mae"), 3, 0)
     built = network()
-    summary, routed, images, _ = validator.score(built)
+    summary, routed, images, *_ = validator.score(built)
     assert np.mean([image["iou"] for image in images]) == pytest.approx(summary["iou"])
     assert list(routed) == [8, 32]
-    assert validator.score(built, routing=False) == (summary, {}, images, {})
+    assert validator.score(built, routing=False) == (summary, {}, images, {}, "")
 
 
 # Routers that do not learn: nothing moves them from their start, where they treat all images alike.
