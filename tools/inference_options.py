@@ -149,7 +149,7 @@ def measure(runs: Sequence[Path], command: str, most: int | None = None) -> dict
     remembering = [replace(model, model=cast(CamoXpert, Remembering(model.model))) for model in models]
     thresholds = [held_out_threshold(model, most) for model in remembering]
     remembering = [replace(model, threshold=found) for model, found in zip(remembering, thresholds, strict=True)]
-    (test,) = default_data(models[0].experiment)
+    (test,) = default_data(models[:1])
     of_test = _gains(OPTIONS, remembering, test.source, most)
     of_large = _gains(OF_LARGE, remembering, open_source({**LARGE, "name": "large"}), most)
     costs = _costs(OPTIONS, models, test.source)
@@ -173,7 +173,7 @@ def held_out_threshold(model: LoadedModel, most: int | None = None) -> float:
     """What a validation of the run would put into its card: chosen on its held-out images."""
     assert model.experiment is not None
     evaluator = Evaluator("camox", ("iou", CHOSEN_BY))
-    _score(Option(), [model], selection_data(model.experiment).source, evaluator, most)
+    _score(Option(), [model], selection_data([model]).source, evaluator, most)
     found = best_threshold(evaluator.results)
     return 0.5 if found is None else found
 

@@ -37,7 +37,7 @@ def examine(run: Run, most: int = MOST_IMAGES) -> Examined:
         DataError: the data are gone.
     """
     loaded = load_model(run.path)
-    data = default_data(loaded.experiment)
+    data = default_data([loaded])
     known = _known_scores(run, loaded)
     ranked = ranked_keys(known)
     wanted = {key for part in picks(ranked) for key in part}

@@ -10,7 +10,7 @@ import torch
 
 from camox.checkpoints.folders import CHECKPOINTS, is_better, resolve
 from camox.checkpoints.store import Checkpoint, read_checkpoint
-from camox.errors import CheckpointError
+from camox.errors import CheckpointError, ExperimentError
 from camox.experiment import Experiment
 from camox.inference.loading.exported import Exported, open_exported
 from camox.models.camoxpert import CamoXpert
@@ -109,6 +109,14 @@ def load_model(
         threshold=threshold,
         threshold_reason=threshold_reason,
     )
+
+
+def experiment_at(path: str | Path) -> Experiment | None:
+    """The experiment that made a checkpoint or run; None where neither it nor its experiment.toml is there any more."""
+    try:
+        return _experiment_of(_run_of(resolve(path)))
+    except (CheckpointError, ExperimentError):
+        return None
 
 
 def _of_export(exported: Exported, weights: Weights, image_size: int | None) -> LoadedModel:

@@ -50,10 +50,7 @@ def evaluate_several(
     networks = [Ensemble.load(path, (), tta, weights, image_size, device) for path in paths]
     models = [network.first for network in networks]
     labels = label_models(models)
-    scored = [
-        named_data(data, model.experiment, non_camouflaged) if data else default_data(model.experiment)
-        for model in models
-    ]
+    scored = [named_data(data, [model], non_camouflaged) if data else default_data([model]) for model in models]
     _require_same_data(labels, scored)
     compared: dict[str, dict[str, DatasetScores]] = {one.name: {} for one in scored[0]}
     notes = []

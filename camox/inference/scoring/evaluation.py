@@ -26,10 +26,10 @@ from camox.models.camoxpert import CamoXpert, CamoXpertOutput
 from camox.tracking.console import Console
 
 _NOTES = {
-    "training": "the model was trained on these images: the scores say nothing about others",
+    "training": "a model was trained on these images: the scores say nothing about others",
     "selection": "the checkpoint was selected on these images: the scores are optimistic",
     "selection on test images": "the checkpoint was selected on these test images: the scores are optimistic",
-    "unknown": "whether the model was trained on these images is not known: the checkpoint has no experiment.toml",
+    "unknown": "whether a model was trained on these images is not known: its experiment, or data of it, are gone",
 }
 
 
@@ -221,7 +221,7 @@ def evaluate(
     network = Ensemble.load(path, ensemble, tta, weights, image_size, device)
     loaded = network.first
     out = _destination(out, loaded, [*(data or ()), *network.augmentations, *(["ensemble"] if ensemble else [])])
-    scored = named_data(data, loaded.experiment, non_camouflaged) if data else default_data(loaded.experiment)
+    scored = named_data(data, network.members, non_camouflaged) if data else default_data(network.members)
     introduce(network, scored, console)
     datasets = {one.title: scoring.break_down(network, one) for one in scored}
     described = describe(scoring.protocol, path, network, scored)

@@ -1,6 +1,6 @@
 """Which data a checkpoint is scored on, and what part they had in making it."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,17 +9,16 @@ from camox.data.layouts import splits_of
 from camox.data.samples import Source
 from camox.data.sources import locate_source, open_source, open_sources, open_training_sources
 from camox.errors import DataError
-from camox.experiment import Experiment
-from camox.inference.loading.selection import identities, identity
+from camox.inference.loading.loaded_model import LoadedModel
+from camox.inference.scoring.provenance import (
+    SELECTION,
+    SELECTION_ON_TEST,
+    TRAINING,
+    part_of_held_out,
+    part_of_images,
+    worst,
+)
 from camox.tracking.jsonl import plain
-
-TRAINING = "training"
-SELECTION = "selection"
-TEST = "test"
-OTHER = "other"
-UNKNOWN = "unknown"
-
-SELECTION_ON_TEST = "selection on test images"
 
 # What is put behind a dataset's name, so that no table can hide it.
 _LABELS = {
@@ -33,9 +32,7 @@ _LABELS = {
 class ScoredData:
     """A dataset to score on.
 
-    `used_for`: "training" or "selection" (of the checkpoint and its weights), "selection on test images" (as the
-    experiment allows itself), "test" (named so by the experiment, used for neither), "other" (not named by the
-    experiment) or "unknown" (no experiment to ask).
+    `used_for`: the part that its images had in making what is scored, as `provenance.part_of_images` tells it.
     """
 
     name: str
@@ -55,38 +52,39 @@ class ScoredData:
 
 
 def named_data(
-    folders: Mapping[str, str | Path], experiment: Experiment | None, non_camouflaged: bool = False
+    folders: Mapping[str, str | Path], models: Sequence[LoadedModel], non_camouflaged: bool = False
 ) -> list[ScoredData]:
     """Open the folders that a user names; of a folder with several sets each gets its own name.
 
-    `non_camouflaged`: with COD10K's images without a camouflaged object. Raises DataError for a folder of no known
-    layout.
+    `models`: what is scored, together. `non_camouflaged`: with COD10K's images without a camouflaged object. Raises
+    DataError for a folder of no known layout.
     """
     kept = {"non_camouflaged": True} if non_camouflaged else {}
     specifications = [{**_recognise(Path(path)), "name": name, **kept} for name, path in folders.items()]
-    return _opened(specifications, experiment)
+    return _opened(specifications, models)
 
 
-def default_data(experiment: Experiment | None) -> list[ScoredData]:
-    """The experiment's test sources, each for itself; without any, what its checkpoints were selected on.
+def default_data(models: Sequence[LoadedModel]) -> list[ScoredData]:
+    """The test sources of the first model's experiment, each for itself; without any, what it selects checkpoints on.
 
     Raises DataError where there is neither.
     """
+    experiment = models[0].experiment
     if experiment is None:
         raise DataError(
             "no data to score on: the checkpoint has no experiment.toml two folders above, which would name its test "
             "data; give --data NAME=PATH"
         )
     if not experiment.data.test:
-        return [selection_data(experiment)]
-    return _opened([source.plain() for source in experiment.data.test], experiment)
+        return [selection_data(models)]
+    return _opened([source.plain() for source in experiment.data.test], models)
 
 
-def _opened(specifications: Iterable[Mapping[str, Any]], experiment: Experiment | None) -> list[ScoredData]:
+def _opened(specifications: Iterable[Mapping[str, Any]], models: Sequence[LoadedModel]) -> list[ScoredData]:
     scored = []
     for specification in (part for whole in specifications for part in _sets(whole)):
         source = open_source(specification, split="test")
-        scored.append(ScoredData(source.label, source, _used_for(specification, experiment), (specification,)))
+        scored.append(ScoredData(source.label, source, part_of_images(specification, models), (specification,)))
     return _told_apart(scored)
 
 
@@ -101,8 +99,10 @@ def _sets(specification: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         yield {"layout": "folder", "images": str(part.images), "masks": str(part.masks), "name": part.name, **kept}
 
 
-def selection_data(experiment: Experiment) -> ScoredData:
-    """What the experiment selects checkpoints on. Raises DataError where it holds nothing out."""
+def selection_data(models: Sequence[LoadedModel]) -> ScoredData:
+    """What the first model's experiment selects checkpoints on. Raises DataError where it holds nothing out."""
+    experiment = models[0].experiment
+    assert experiment is not None
     data = experiment.data
     if not data.val and not data.val_fraction:
         raise DataError(
@@ -114,9 +114,11 @@ def selection_data(experiment: Experiment) -> ScoredData:
     val = [source.plain() for source in data.val]
     # What is trained on may be a stream, and is not looked at here.
     held_out = open_sources(val) if val else open_training_sources(train, val, data.val_fraction, seed)[1]
-    used_for = SELECTION_ON_TEST if val and experiment.validation.select_on_test else SELECTION
-    if any(_used_for(specification, experiment) == TRAINING for specification in val):
-        used_for = TRAINING
+    if val:
+        selection = SELECTION_ON_TEST if experiment.validation.select_on_test else SELECTION
+        used_for = worst([selection, *(part_of_images(specification, models) for specification in val)])
+    else:
+        used_for = part_of_held_out(models)
     return ScoredData(held_out.label, held_out, used_for, tuple(val or train))
 
 
@@ -136,14 +138,3 @@ def _recognise(path: Path) -> dict[str, Any]:
     splits = splits_of(path)
     split = "train" if splits == ("train",) else "test"
     return {"layout": "auto", "path": str(path), "split": split}
-
-
-def _used_for(specification: Mapping[str, Any], experiment: Experiment | None) -> str:
-    if experiment is None:
-        return UNKNOWN
-    data, shown = experiment.data, identity(specification, "test")
-    if shown & identities(data.train):
-        return TRAINING
-    if shown & identities(data.val):
-        return SELECTION_ON_TEST if experiment.validation.select_on_test else SELECTION
-    return TEST if shown & identities(data.test, "test") else OTHER
