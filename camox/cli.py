@@ -389,7 +389,7 @@ def export(
     push: Annotated[
         str | None, typer.Option(metavar="OWNER/NAME", help="Upload a hub model, once it is written.")
     ] = None,
-    private: Annotated[bool, _flag("--private", "Make the repository of --push a private one.")] = False,
+    private: Annotated[bool, _flag("--private", "Push to a private repository only, made if missing.")] = False,
 ) -> None:
     """Write a model as a file for other programs, or as a folder for the Hugging Face hub.
 

@@ -92,18 +92,25 @@ def push_folder(
     """Upload what camox wrote into the folder, nothing else, as `owner/name`; gives the address of the commit.
 
     Raises:
-        CheckpointError: the id reads otherwise, the hub refuses, or it cannot be reached.
+        CheckpointError: the id reads otherwise, it is to be private and is public already, the hub refuses, or it
+            cannot be reached.
     """
     if not _ID.fullmatch(repo_id):
         raise CheckpointError(f'"{repo_id}" is no id of the hub: give owner/name')
     try:
         api = HfApi(token=token)
         api.create_repo(repo_id, private=private, exist_ok=True)
+        # What is there already stays as public as it is: the hub says nothing of it.
+        is_public = bool(private) and not api.repo_info(repo_id).private
+        if is_public:
+            raise CheckpointError(f"{repo_id}: is a public repository already: give another name, or make it private")
         return str(
             api.upload_folder(
                 repo_id=repo_id, folder_path=folder, commit_message=message, allow_patterns=list(PUBLISHED)
             )
         )
+    except CheckpointError:
+        raise
     except Exception as error:  # as above
         raise CheckpointError(
             f"{repo_id}: the hub does not take it ({_first_line(error)}): log in with hf auth login (or set HF_TOKEN) "

@@ -11,9 +11,9 @@ import torch
 
 from camox.data.loading import EvalBatch, EvalSet, eval_loader
 from camox.errors import DataError
+from camox.inference.forward import infer, require_finite
 from camox.inference.loading.loaded_model import LoadedModel, load_model
 from camox.inference.pictures import grey, heat
-from camox.inference.prediction.predictor import infer, require_finite
 from camox.inference.scoring.scored_data import ScoredData, default_data
 from camox.measures.routing import choice_shares
 from camox.models.camoxpert import CamoXpertOutput
@@ -42,7 +42,8 @@ def examine(run: Run, most: int = MOST_IMAGES) -> Examined:
     ranked = ranked_keys(known)
     wanted = {key for part in picks(ranked) for key in part}
     quotas = zip(data, _quotas(data, most), strict=True)
-    images = [seen for one, quota in quotas for seen in _see(loaded, one, quota, wanted, known)]
+    until = time.monotonic() + MOST_SECONDS
+    images = [seen for one, quota in quotas for seen in _see(loaded, one, quota, wanted, known, until)]
     return Examined(
         images=images,
         total=sum(len(one.source) for one in data),
@@ -55,15 +56,20 @@ def examine(run: Run, most: int = MOST_IMAGES) -> Examined:
 
 
 def _see(
-    loaded: LoadedModel, data: ScoredData, most: int, wanted: set[Key], known: Mapping[Key, Mapping[str, float]]
+    loaded: LoadedModel,
+    data: ScoredData,
+    most: int,
+    wanted: set[Key],
+    known: Mapping[Key, Mapping[str, float]],
+    until: float,
 ) -> Iterator[Seen]:
+    """The images of one dataset, a batch of them at least, until the time of the monotonic clock is over."""
     names = data.source.names
     spread = np.linspace(0, len(names) - 1, min(most, len(names))).round().astype(int).tolist()
     asked = [index for index, name in enumerate(names) if Key(data.title, name) in wanted]
     # Those that the page shows first: what follows may be cut short.
     indices = list(dict.fromkeys((*asked, *spread)))
     dataset = EvalSet(data.source, loaded.image_size)
-    started = time.monotonic()
     together = max(1, _PIXELS_AT_ONCE // loaded.image_size**2)
     for batch in eval_loader(dataset, indices, together, workers=0, pin_memory=False):
         if batch.problems:
@@ -72,7 +78,7 @@ def _see(
         probabilities = maps.cpu().numpy()
         require_finite(probabilities, batch.names)
         yield from _of_batch(loaded, data.title, batch, output, probabilities, known)
-        if time.monotonic() - started > MOST_SECONDS:
+        if time.monotonic() > until:
             return
 
 

@@ -17,6 +17,7 @@ from camox.checkpoints.folders import CHECKPOINTS, list_checkpoints, list_unread
 from camox.checkpoints.manifest import POINTERS, Manifest, read_manifest, read_text
 from camox.errors import CheckpointError, ExperimentError
 from camox.experiment import Experiment
+from camox.tracking.wording import counted
 
 _MARKS = ("experiment.toml", "metrics.jsonl", "events.jsonl", "exit.json")
 MOST_FILES = 60
@@ -307,10 +308,12 @@ def _files(path: Path) -> Iterator[tuple[str, int]]:
         children = sorted(path.iterdir())
     except OSError:
         return
-    for child in children[:MOST_FILES]:
-        if not child.name.startswith("."):
-            inside = child.rglob("*") if child.is_dir() else [child]
-            yield child.name + ("/" if child.is_dir() else ""), sum(_size(file) for file in inside)
+    shown = [child for child in children if not child.name.startswith(".")]
+    for child in shown[:MOST_FILES]:
+        inside = child.rglob("*") if child.is_dir() else [child]
+        yield child.name + ("/" if child.is_dir() else ""), sum(_size(file) for file in inside)
+    if rest := shown[MOST_FILES:]:
+        yield f"and {counted(len(rest), 'other')}", sum(_size(file) for file in rest)
 
 
 def _size(file: Path) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from camox.tracking.jsonl import JsonLines, plain, spell_non_finite
+from camox.tracking.jsonl import JsonLines, plain, spell_non_finite, stays
 
 Severity = Literal["info", "warning", "error"]
 
@@ -24,9 +24,8 @@ class EventLog:
 
     def __init__(self, path: str | Path, resume_step: int | None = None):
         self._lines = JsonLines(path)
-        written = [json.loads(line) for line in self._lines.path.read_bytes().splitlines()]
-        kept = [event for event in written if resume_step is None or event.get("step", 0) <= resume_step]
-        self.troubles = sum(_is_trouble(event) for event in kept)
+        lines = self._lines.path.read_bytes().splitlines(keepends=True)
+        self.troubles = sum(_is_trouble(json.loads(line)) for line in lines if stays(line, resume_step))
         """Warnings and errors so far, of the run itself: what a tracker says of its own is none."""
 
     def append(

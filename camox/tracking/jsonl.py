@@ -57,7 +57,7 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
         lines = Path(path).read_bytes().splitlines(keepends=True)
     except OSError:
         return []
-    return [json.loads(line) for line in lines if _stays(line, None)]
+    return [json.loads(line) for line in lines if stays(line, None)]
 
 
 def plain(value: Any) -> Any:
@@ -97,7 +97,7 @@ def _cut(path: Path, last_step: int | None) -> None:
     if not path.is_file():  # to open a pipe would wait for ever
         raise ExperimentError(f"{path} is no file that lines can be added to: move it away, or choose another --output")
     lines = path.read_bytes().splitlines(keepends=True)
-    kept = [line for line in lines if _stays(line, last_step)]
+    kept = [line for line in lines if stays(line, last_step)]
     if len(kept) == len(lines):
         return
     # Through a second file and a rename: a kill in between leaves either the old file or the new one.
@@ -109,7 +109,8 @@ def _cut(path: Path, last_step: int | None) -> None:
     os.replace(replacement, path)
 
 
-def _stays(line: bytes, last_step: int | None) -> bool:
+def stays(line: bytes, last_step: int | None) -> bool:
+    """Whether a line of a file is a whole record, and of no step after `last_step`, where that is given."""
     if not line.endswith(b"\n"):
         return False
     try:

@@ -150,7 +150,6 @@ class WandbTracker(Tracker):
         try:
             run.finish()
         except Exception as error:  # noqa: BLE001  as in log
-            self._run = run
             self._give_up(error)
 
     def _send(self, row: Mapping[str, Any]) -> None:

@@ -36,6 +36,8 @@ NOT_TYPED = {
     r"python -m pytest tests/gpu": "it needs a GPU",
 }
 FIRST_START = r"camox train (?!.*--(resume|check|profile))"
+PARSERS = {"tools/inspect_checkpoint.py": "camox/checkpoints/inspection.py"}
+"""Where the options of a tool are that has no parser of its own."""
 EXIT_CODES = {r"camox diagnose": {0, 1}}
 
 
@@ -88,9 +90,11 @@ def test_its_target_exists(command):
 
 
 @pytest.mark.parametrize("command", [one for one in COMMANDS if re.search(r"tools/\w+\.py", one.text)], ids=str)
-def test_its_tool_exists(command):
+def test_its_tool_has_its_options(command):
     (tool,) = re.findall(r"tools/\w+\.py", command.text)
-    assert (ROOT / tool).is_file()
+    asked = set(re.findall(r"(?<=\s)--[a-z][a-z-]*", command.text.partition(tool)[2]))
+    source = ROOT / PARSERS.get(tool, tool)
+    assert asked - set(re.findall(r'"(--[a-z][a-z-]*)"', source.read_text())) == set()
 
 
 @pytest.mark.parametrize("command", [one for one in COMMANDS if one.text.startswith("camox ")], ids=str)

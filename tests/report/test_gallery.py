@@ -1,9 +1,11 @@
 """What the page says of images: which experts each group of them uses, and whose picture is whose."""
 
+import itertools
+
 import numpy as np
 import pytest
 
-from camox.report.examination import examine
+from camox.report.examination import MOST_SECONDS, examine
 from camox.report.gallery import Examined, Key, Seen, shares_by_group
 from camox.report.run import read_run
 
@@ -37,3 +39,13 @@ def test_every_image_has_its_own_uncertainty(run_folder, monkeypatch):
     for one in examine(read_run(run_folder)).images:
         for what, picture in one.pictures.items():
             assert np.abs(picture.astype(int) - together[one.key][what]).max() <= 2, what
+
+
+def test_all_images_together_have_a_minute(run_folder, monkeypatch):
+    """However many datasets there are: the clock goes on by half of it with each look."""
+    monkeypatch.setattr("camox.report.examination._PIXELS_AT_ONCE", 2 * 32**2)  # two at a time
+    everything = examine(read_run(run_folder))
+    assert len(everything.images) > 4
+    looks = itertools.count(0, MOST_SECONDS / 2 + 1)
+    monkeypatch.setattr("camox.report.examination.time.monotonic", lambda: next(looks))
+    assert len(examine(read_run(run_folder)).images) == 4

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from camox.errors import ExperimentError
 from camox.report.gallery import Examined
 from camox.report.page import render
-from camox.report.run import read_run
+from camox.report.run import MOST_FILES, read_run
 from camox.report.verdict import best_of, judge, state_of
 from tests.report.conftest import event
 
@@ -41,6 +41,17 @@ def test_what_was_not_finite_is_nan(write_run):
     run = read_run(write_run(rows=[{**ROW, "train/loss": None, "non_finite": ["train/loss"]}]))
     assert math.isnan(run.series("train/loss")[1][0])
     assert "not finite: train/loss" in judge(run).stability
+
+
+def test_files_that_are_not_listed_are_counted(write_run):
+    run = write_run()
+    known = dict(read_run(run).files)
+    for number in range(MOST_FILES + 9):
+        (run / f".hidden_{number}").touch()
+        (run / f"zz_{number:03}").write_text("12")
+    files = dict(read_run(run).files)
+    assert len(files) == MOST_FILES + 1
+    assert files[f"and {len(known) + 9} others"] == 2 * (len(known) + 9)
 
 
 def test_rows_come_by_step(write_run):

@@ -48,5 +48,7 @@ def test_troubles_are_warnings_and_errors_up_to_the_step_that_a_run_goes_on_from
     log.append("end", "RuntimeError: connection closed by peer", step=2, epoch=0, severity="error")
     assert log.troubles == 3
     log.close()
+    with (tmp_path / "events.jsonl").open("a") as file:
+        file.write('{"step": null, "kind": "x", "severity": "info"}\n{"step": "2", "kind": "x", "severity": "error"}\n')
     assert [EventLog(tmp_path / "events.jsonl", step).troubles for step in (0, 2, 3, 9)] == [0, 1, 2, 3]
-    assert EventLog(tmp_path / "events.jsonl").troubles == 3
+    assert EventLog(tmp_path / "events.jsonl").troubles == 4  # that of no known step too

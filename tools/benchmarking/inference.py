@@ -22,8 +22,9 @@ from benchmarking.pairs import photograph
 from benchmarking.report import Report, Rows
 from benchmarking.settings import Settings
 from benchmarking.timing import UNIT, Sample, Work, figures, interleaved, matrix_product, ratio, spread, wall_ratio
+from camox.inference.forward import infer
 from camox.inference.loading.loaded_model import LoadedModel
-from camox.inference.prediction.predictor import infer, predict
+from camox.inference.prediction.predictor import predict
 from camox.models.camoxpert import CamoXpert
 from camox.models.router import Router, Routing
 from camox.tracking.console import Console

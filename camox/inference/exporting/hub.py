@@ -18,7 +18,7 @@ class HubOptions:
     push: str | None = None
     """`owner/name` to upload to."""
     private: bool = False
-    """Whether a repository that is made for it is private."""
+    """Whether the repository has to be private; one that is made for it then is."""
 
 
 def write_hub_folder(loaded: LoadedModel, facts: Facts, folder: Path, options: HubOptions) -> None:

@@ -1,7 +1,6 @@
 """What a model file has to say of itself besides its weights: at what size it was trained, and what its map means."""
 
 import json
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,6 +8,10 @@ from camox.errors import CheckpointError
 
 _INPUT = "images: float [B, 3, H, W], RGB in [0, 1], any B, H and W; the mean and deviation are applied inside"
 _OUTPUT = "logits: float [B, 1, H, W], sigmoid gives probabilities; uncertainty: float [B, 1, H, W] in (0, 1]"
+
+
+_LARGEST = 8192
+"""Pixels a side, far beyond what a model of this kind is trained at."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +59,22 @@ class Facts:
             right = isinstance(value, field.type) if isinstance(field.type, type) else True
             if not right or isinstance(value, bool):
                 raise CheckpointError(f"{place}: {name} = {value!r}, which it cannot be: export the model again")
-        if facts.image_size < 1 or not 0 <= facts.threshold <= 1 or math.isnan(facts.threshold):
-            raise CheckpointError(f"{place}: image_size or threshold is out of range: export the model again")
+        for name, fits in facts._ranges().items():
+            if not fits:
+                value = getattr(facts, name)
+                raise CheckpointError(f"{place}: {name} = {value!r}, which it cannot be: export the model again")
         return facts
+
+    def _ranges(self) -> dict[str, bool]:
+        """Whether what is to be used or shown is of a kind that camox writes."""
+        texts = {name: value.isprintable() for name, value in asdict(self).items() if isinstance(value, str)}
+        return texts | {
+            "image_size": 32 <= self.image_size <= _LARGEST,
+            "threshold": 0 <= self.threshold <= 1,  # a NaN is not
+            "weights": self.weights in ("raw", "ema"),
+            "step": self.step >= 0,
+            "epoch": self.epoch >= 0,
+        }
 
     def of_loaded_model(self) -> dict[str, Any]:
         """What these facts are to whoever loads the export, by the names of `LoadedModel`."""

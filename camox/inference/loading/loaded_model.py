@@ -18,7 +18,7 @@ from camox.models.camoxpert import CamoXpert
 Weights = Literal["auto", "raw", "ema"]
 _STEMS = {"raw": "model", "ema": "ema"}
 _PREFIXES = {"raw": "val", "ema": "val_ema"}
-UNKNOWN_THRESHOLD = "0.5: the checkpoint's manifest.json has none that was chosen on held-out images"
+UNKNOWN_THRESHOLD = "0.5: none was chosen on held-out images"
 _DEFAULT_MONITOR = "s_measure"
 
 
@@ -44,7 +44,7 @@ class LoadedModel:
     threshold: float = 0.5
     """Probability from which on a pixel is called object: that of the best mean IoU on held-out images, 0.5 where
     nobody knows it."""
-    threshold_reason: str = "0.5: nobody has chosen one on held-out images"
+    threshold_reason: str = UNKNOWN_THRESHOLD
     """Why this threshold, as a sentence to show."""
 
     selected_on: str = ""
@@ -121,10 +121,9 @@ def experiment_at(path: str | Path) -> Experiment | None:
 
 def _of_export(exported: Exported, weights: Weights, image_size: int | None) -> LoadedModel:
     facts = exported.facts
-    if facts is not None and weights not in ("auto", facts.weights):
-        raise CheckpointError(
-            f"{exported.path}: holds {facts.weights} weights alone: export again with --weights {weights}"
-        )
+    held = "raw" if facts is None else facts.weights
+    if weights not in ("auto", held):
+        raise CheckpointError(f"{exported.path}: holds {held} weights alone: export again with --weights {weights}")
     if facts is None and image_size is None:
         raise CheckpointError(f"{exported.path}: the image size it was trained at is not known: give --image-size")
     known = {"weights": "raw", "reason": "its only weights", "step": 0, "epoch": 0}

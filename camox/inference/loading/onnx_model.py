@@ -35,11 +35,13 @@ class OnnxModel(nn.Module):
         super().__init__()
         self.session = _open(Path(file), device)
         held = self.session.get_modelmeta().custom_metadata_map
-        names = [one.name for one in self.session.get_inputs() + self.session.get_outputs()]
-        if METADATA_KEY not in held or names != ["images", "logits", "uncertainty"]:
+        maps = self.session.get_inputs() + self.session.get_outputs()
+        names = [one.name for one in maps]
+        channels = [one.shape[1] if len(one.shape) == 4 else None for one in maps]
+        if METADATA_KEY not in held or names != ["images", "logits", "uncertainty"] or channels != [3, 1, 1]:
             raise CheckpointError(
                 f"{file}: is an ONNX model, but not one that camox export wrote (inputs and outputs "
-                f"{', '.join(names)}): camox cannot know what it takes and gives"
+                f"{', '.join(f'{one.name} {one.shape}' for one in maps)}): camox cannot know what it takes and gives"
             )
         self.facts = Facts.from_json(held[METADATA_KEY], str(file))
 

@@ -34,7 +34,7 @@ def find_images(images: str | Path | Sequence[str | Path], out: Path, console: C
     found: dict[Path, InputImage] = {}
     for text in given:
         for image in _of_one(Path(text), out, console):
-            found.setdefault(image.path.resolve(), image)
+            found.setdefault(image.path.absolute(), image)  # a link has a name of its own, which gets its result
     if not found:
         raise DataError("no images given: name image files, folders of images, or a pattern such as 'photos/**/*.jpg'")
     return list(found.values())

@@ -9,16 +9,13 @@ import torch
 
 from camox.errors import DataError
 from camox.inference.ensemble import Ensemble
-from camox.inference.forward import Autocast, infer, require_finite
-from camox.inference.loading.loaded_model import LoadedModel, Weights, load_model
+from camox.inference.loading.loaded_model import LoadedModel, Weights
 from camox.inference.prediction.inputs import find_images
 from camox.inference.prediction.mask_refinement import Refinement, require_refinement
 from camox.inference.prediction.objects import document
 from camox.inference.prediction.outputs import Bits, make_folders, plan, write_objects
 from camox.inference.prediction.pipeline import Done, Settings, run
 from camox.tracking.console import Console, counted
-
-__all__ = ["Autocast", "LoadedModel", "infer", "load_model", "predict", "require_finite"]
 
 
 def predict(

@@ -234,7 +234,7 @@ def test_an_export_that_cannot_run_is_one_message(template_run, tmp_path, monkey
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["garbage", "foreign", "missing", "damaged"])
+@pytest.mark.parametrize("kind", ["garbage", "foreign", "of three channels", "missing", "damaged"])
 def test_what_is_no_camox_onnx_is_one_message(onnx_file, tmp_path, capfd, photographs, kind):
     file = tmp_path / "x.onnx"
     if kind == "garbage":
@@ -244,6 +244,10 @@ def test_what_is_no_camox_onnx_is_one_message(onnx_file, tmp_path, capfd, photog
         other = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
         graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", [value], [other])
         onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10), file)
+    if kind == "of three channels":
+        model = onnx.load(onnx_file)
+        model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 3
+        onnx.save(model, file)
     if kind == "damaged":
         file.write_bytes(onnx_file.read_bytes()[:-1000])
     assert main(["predict", str(file), str(photographs), "--out", str(tmp_path / "out")]) == 2

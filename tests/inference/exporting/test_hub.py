@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -49,6 +50,9 @@ def pushed(monkeypatch):
 
         def create_repo(self, repo_id, private=None, exist_ok=False):
             calls.append(("create", repo_id, private, exist_ok, self.token))
+
+        def repo_info(self, repo_id):
+            return SimpleNamespace(private=repo_id != "me/public")
 
         def upload_folder(self, repo_id, folder_path, commit_message, allow_patterns):
             held = {name for name in os.listdir(folder_path) if name in allow_patterns}
@@ -175,13 +179,31 @@ def test_a_damaged_folder_is_a_message(folder, name, content, message):
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("image_size", 0), ("image_size", "64"), ("threshold", 2.0), ("step", None)]
+    ("key", "value"),
+    [
+        ("image_size", 1),
+        ("image_size", 10**9),
+        ("image_size", "64"),
+        ("threshold", 2.0),
+        ("threshold", float("nan")),
+        ("step", None),
+        ("epoch", -1),
+        ("weights", "foo"),
+        ("threshold_reason", "\x1b[2J"),
+    ],
 )
 def test_facts_that_cannot_be_are_refused(folder, key, value):
     table = json.loads((folder / "camox.json").read_text())
     (folder / "camox.json").write_text(json.dumps(table | {key: value}))
-    with pytest.raises(CheckpointError, match=r"camox\.json"):
+    with pytest.raises(CheckpointError, match=rf"camox\.json: {key} = .*export the model again"):
         load_model(folder)
+
+
+def test_a_folder_of_weights_alone_has_no_average_of_them(folder):
+    (folder / "camox.json").unlink()
+    assert load_model(folder, "raw", image_size=64).weights == "raw"
+    with pytest.raises(CheckpointError, match="holds raw weights alone"):
+        load_model(folder, "ema", image_size=64)
 
 
 def test_nan_is_refused(folder):
@@ -222,6 +244,14 @@ def test_pushing_uploads_what_was_written(run_folder, tmp_path, pushed):
     assert created == ("create", "me/finder", True, True, None)
     assert uploaded[:3] == ("upload", "me/finder", FILES)
     assert 'from_pretrained("me/finder")' in (tmp_path / "hub" / "README.md").read_text()
+
+
+def test_what_is_to_be_private_is_not_pushed_to_a_public_repository(run_folder, tmp_path, pushed, capfd):
+    assert export(run_folder, tmp_path / "a", "--push", "me/public", "--private") == 2
+    assert "me/public: is a public repository already" in capfd.readouterr().err
+    assert [call[0] for call in pushed] == ["create"]
+    assert export(run_folder, tmp_path / "b", "--push", "me/finder", "--private") == 0
+    assert [call[0] for call in pushed] == ["create", "create", "upload"]
 
 
 def test_a_model_pushes_itself(run_folder, pushed):

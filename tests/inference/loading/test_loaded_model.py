@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from camox.checkpoints.folders import set_pointer
 from camox.checkpoints.manifest import record_file
 from camox.errors import CheckpointError, ExperimentError
-from camox.inference.prediction.predictor import load_model
+from camox.inference.loading.loaded_model import load_model
 
 
 def edit_manifest(checkpoint, change):
@@ -66,7 +66,7 @@ def test_the_threshold_is_that_of_the_chosen_weights(run_folder):
 def test_without_a_validation_the_threshold_is_one_half(run_folder):
     loaded = load_model(run_folder)
     assert loaded.threshold == 0.5
-    assert "has none that was chosen" in loaded.threshold_reason
+    assert "none was chosen" in loaded.threshold_reason
 
 
 def test_without_scores_raw_weights_are_taken_and_it_is_said(run_folder):

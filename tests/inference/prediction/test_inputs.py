@@ -66,6 +66,13 @@ def test_a_pattern_without_an_image_is_an_error(tree, find, pattern):
         find(str(tree / pattern))
 
 
+def test_a_link_is_an_image_of_its_own(tmp_path, find):
+    """Its name is what somebody waits for; the same name twice is one."""
+    (tmp_path / "frog.jpg").write_bytes(b"")
+    (tmp_path / "linked.jpg").symlink_to(tmp_path / "frog.jpg")
+    assert find(tmp_path, tmp_path / "frog.jpg") == ["frog", "linked"]
+
+
 def test_what_is_not_there_is_an_error(tree, find):
     with pytest.raises(DataError, match="no such file or folder"):
         find(tree, Path("nowhere.jpg"))

@@ -25,6 +25,13 @@ def test_area_box_and_score_of_each_object_and_of_all():
     assert found.highest == pytest.approx(0.9)
 
 
+def test_parts_that_touch_at_a_corner_are_one_object():
+    probability = np.zeros((20, 20), np.float32)
+    probability[2:8, 2:8] = probability[8:14, 8:14] = 0.9
+    (one,) = find_objects(probability, 0.5).objects
+    assert (one.area, one.box) == (72, (2, 2, 12, 12))
+
+
 def test_the_threshold_decides():
     assert len(find_objects(two_squares(), 0.7).objects) == 1
     nothing = find_objects(two_squares(), 0.95)

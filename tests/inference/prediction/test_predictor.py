@@ -11,10 +11,12 @@ from PIL import Image
 from camox.data.transforms import resize_image
 from camox.errors import CheckpointError, DataError
 from camox.inference.ensemble import Ensemble
+from camox.inference.forward import require_finite
+from camox.inference.loading.loaded_model import load_model
 from camox.inference.prediction.inputs import find_images
 from camox.inference.prediction.outputs import make_folders, plan
 from camox.inference.prediction.pipeline import Settings, _in_batches, probability_map
-from camox.inference.prediction.predictor import load_model, predict, require_finite
+from camox.inference.prediction.predictor import predict
 from camox.measures.evaluator import resize_probability
 from camox.tracking.console import Console
 

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from camox.errors import DataError
+from camox.inference.loading.loaded_model import load_model
 from camox.inference.prediction import outputs
-from camox.inference.prediction.predictor import load_model, predict
+from camox.inference.prediction.predictor import predict
 from camox.tracking.console import Console
 
 RNG = np.random.default_rng(0)

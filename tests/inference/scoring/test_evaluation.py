@@ -10,7 +10,8 @@ from camox.data.loading import EvalSet, eval_loader
 from camox.data.sources import open_source, open_training_sources
 from camox.errors import CheckpointError, DataError
 from camox.experiment import Experiment
-from camox.inference.prediction.predictor import load_model, predict
+from camox.inference.loading.loaded_model import load_model
+from camox.inference.prediction.predictor import predict
 from camox.inference.scoring import evaluation
 from camox.inference.scoring.evaluation import evaluate, evaluate_model
 from camox.measures.evaluator import Evaluator
