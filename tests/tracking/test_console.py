@@ -107,6 +107,18 @@ def test_where_every_step_was_skipped_there_is_no_loss_and_no_nan():
     assert "nan" not in stream.getvalue()
 
 
+@pytest.mark.parametrize("before", [0, 40])
+def test_the_rest_takes_as_long_as_the_steps_since_the_start(before, monkeypatch):
+    """Two seconds for each of three steps of a hundred, of which a resumed run had taken 40 before."""
+    stream, clock = io.StringIO(), iter([0.0, 6.0])
+    monkeypatch.setattr("camox.tracking.progress.time.monotonic", lambda: next(clock))
+    with Console(stream=stream, terminal=False).training(total_steps=100, total_epochs=1) as progress:
+        progress.start_epoch("full", 1, 100, completed=before)
+        for step in range(1, 4):
+            progress.advance(before + step, VALUES if step == 3 else None)
+    assert f"ETA {duration(2 * (97 - before))}  " in stream.getvalue()
+
+
 def test_one_line_per_log_interval():
     stream = io.StringIO()
     with Console(stream=stream, terminal=False).training(total_steps=10, total_epochs=1) as progress:

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 from pathlib import Path
@@ -5,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from camox.errors import ExperimentError
+from camox.errors import ExperimentError, TrainingStopped
 from camox.tracking.jsonl import JsonLines, plain
 
 
@@ -17,6 +18,31 @@ def test_lines_are_on_disk_at_once(tmp_path):
     lines = JsonLines(tmp_path / "new" / "x.jsonl")
     lines.append({"step": 1})
     assert records(tmp_path / "new" / "x.jsonl") == [{"step": 1}]
+    lines.close()
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_a_line_that_the_disk_has_no_room_for_leaves_no_trace(tmp_path, is_told):
+    """A disk may refuse, or take a part and say how much."""
+    lines = JsonLines(tmp_path / "x.jsonl")
+    lines.append({"step": 1})
+    file = lines._file
+
+    class Full:
+        fileno, close = file.fileno, file.close
+
+        def write(self, line):
+            written = file.write(line[:5])
+            if is_told:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return written
+
+    lines._file = Full()
+    with pytest.raises(TrainingStopped, match=r"x\.jsonl: cannot be written \(No space left"):
+        lines.append({"step": 2})
+    lines._file = file
+    lines.append({"step": 3})
+    assert records(tmp_path / "x.jsonl") == [{"step": 1}, {"step": 3}]
     lines.close()
 
 

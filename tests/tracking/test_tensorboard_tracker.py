@@ -64,12 +64,12 @@ def test_a_mean_over_no_image_is_left_out(tmp_path):
 
 
 def test_after_a_resume_no_step_is_shown_twice(tmp_path):
-    for resume_step, steps, value in ((None, (20, 40, 60), 1.0), (40, (60, 80), 2.0)):
+    for resume_step, steps, value in ((None, (20, 40, 41, 60), 1.0), (40, (41, 60, 80), 2.0)):
         tracker = TensorBoardTracker(tmp_path, {}, resume_step)
         for step in steps:
             tracker.log({"x": value}, step=step, epoch=0, phase="full")
         tracker.finish()
-    assert scalars(tmp_path)["x"] == [(20, 1.0), (40, 1.0), (60, 2.0), (80, 2.0)]
+    assert scalars(tmp_path)["x"] == [(20, 1.0), (40, 1.0), (41, 2.0), (60, 2.0), (80, 2.0)]
 
 
 def test_pictures_alerts_and_texts_are_shown(tmp_path):
