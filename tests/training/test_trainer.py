@@ -141,11 +141,11 @@ def test_nobody_works_out_how_the_averaged_weights_route(tiny_experiment, monkey
     ("overrides", "learns_routing"),
     [
         (["model.moe.mode=dense"], True),
-        (["model.moe.mode=static"], False),
-        (["model.moe.mode=random"], False),
+        slow(["model.moe.mode=static"], False),
+        slow(["model.moe.mode=random"], False),
         (["model.moe.scales=[]"], False),
         (["model.moe.granularity=2", "data.image_size=64"], True),
-        (["model.moe.balance.kind=switch"], True),
+        slow(["model.moe.balance.kind=switch"], True),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )
@@ -181,6 +181,7 @@ def test_the_same_run_twice_gives_the_same_bits(tiny_experiment, tmp_path, fp16)
         assert bits(ours) == bits(theirs)
 
 
+@pytest.mark.slow
 def test_another_seed_gives_another_run(tiny_experiment, tmp_path):
     first = train(tiny_experiment(output=tmp_path / "a"))
     second = train(tiny_experiment("experiment.seed=4", output=tmp_path / "b"))
@@ -198,7 +199,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tiny_experiment, tmp
 
 
 @pytest.mark.parametrize("mixture", [
-    "model.moe.mode='static'", "model.moe.mode='random'", slow("model.moe.mode='dense'"),
+    slow("model.moe.mode='static'"), "model.moe.mode='random'", slow("model.moe.mode='dense'"),
     slow("model.moe.balance.kind='switch'"),
 ])  # fmt: skip
 def test_every_kind_of_mixture_goes_on_bit_for_bit(tiny_experiment, tmp_path, mixture, monkeypatch):
@@ -260,6 +261,7 @@ def test_a_run_whose_camox_train_was_killed_saves_and_stops(tiny_experiment, mon
         train(tiny_experiment())
 
 
+@pytest.mark.slow
 def test_a_run_stopped_after_an_epochs_shorter_last_window_goes_on_bit_for_bit(tiny_experiment, tmp_path):
     """8 samples one by one, 3 to a step: the third step has 2, and there is no fourth."""
     overrides = ("data.batch_size=1", "optimizer.accumulate=3", "data.image_size=64")
