@@ -19,6 +19,21 @@ MEASURES = {
 }
 """Measures of the tables for people, with their titles in Markdown and LaTeX; the others are in measures.json."""
 
+NAMES = {
+    "s_measure": "S",
+    "f_weighted": "weighted F",
+    "f_max": "F max",
+    "f_mean": "F mean",
+    "f_adaptive": "F adaptive",
+    "e_max": "E max",
+    "e_mean": "E mean",
+    "e_adaptive": "E adaptive",
+    "mae": "MAE",
+    "iou": "IoU",
+    "dice": "Dice",
+}
+"""The same where there is room for a word."""
+
 
 @dataclass(frozen=True)
 class TextTable:

@@ -15,6 +15,7 @@ from typing import Any
 from camox.errors import TrainingPaused, TrainingStopped
 from camox.experiment import Experiment
 from camox.inference.loading.selection import selected_on
+from camox.measures.rendering import NAMES
 from camox.tracking.console import Console, InOnePiece, counted, duration
 from camox.tracking.jsonl import read_records
 from camox.training.run_state import Position
@@ -28,7 +29,7 @@ _OUTCOMES = {
     TrainingStopped.exit_code: "stopped by a guard",
     130: "interrupted",
 }
-_TEST_MEASURES = {"s_measure": "S", "f_weighted": "weighted F", "mae": "MAE", "iou": "IoU"}
+_TEST_MEASURES = ("s_measure", "f_weighted", "mae", "iou")
 
 
 def summarise(console: Console, experiment: Experiment, at: Position, best: Record, code: int) -> None:
@@ -80,7 +81,7 @@ def _test_scores(run: Path) -> Rows:
         return []
     found: Rows = []
     for name, scores in datasets.items():
-        known = [f"{title} {scores[key]:.3f}" for key, title in _TEST_MEASURES.items() if scores.get(key) is not None]
+        known = [f"{NAMES[key]} {scores[key]:.3f}" for key in _TEST_MEASURES if scores.get(key) is not None]
         found.append(("tested", f"{name}: {', '.join(known)}"))
     return found
 

@@ -13,21 +13,10 @@ from camox.checkpoints.manifest import is_checkpoint, read_manifest
 from camox.data.hub_access import HubAddress
 from camox.inference.loading.facts import Facts
 from camox.inference.loading.loaded_model import LoadedModel
+from camox.measures.rendering import NAMES
 from camox.models.pretrained import CARD, card_data, how_to_load
 
-_NAMES = {
-    "s_measure": "S-measure",
-    "f_weighted": "weighted F",
-    "f_max": "F max",
-    "f_mean": "F mean",
-    "f_adaptive": "F adaptive",
-    "e_max": "E max",
-    "e_mean": "E mean",
-    "e_adaptive": "E adaptive",
-    "mae": "MAE",
-    "iou": "IoU",
-    "dice": "Dice",
-}
+_NAMES = {**NAMES, "s_measure": "S-measure"}
 _TASK = "image-segmentation"
 
 Scores = Mapping[str, Mapping[str, float]]

@@ -12,23 +12,9 @@ from camox.measures.breakdown import OBJECT_SIZES
 from camox.measures.comparison import DIFFERENCE_NOTE, Compared, compare, comparison_tables, difference_cell
 from camox.measures.published import MEASURES as PUBLISHED_MEASURES
 from camox.measures.published import published_on, warning
-from camox.measures.rendering import latex, markdown
+from camox.measures.rendering import NAMES, latex, markdown
 from camox.measures.tables import Datasets, protocol_notes, write_json, write_scores, write_text
 from camox.tracking.console import Console, counted
-
-_TITLES = {
-    "s_measure": "S",
-    "f_weighted": "weighted F",
-    "f_max": "F max",
-    "f_mean": "F mean",
-    "f_adaptive": "F adaptive",
-    "e_max": "E max",
-    "e_mean": "E mean",
-    "e_adaptive": "E adaptive",
-    "mae": "MAE",
-    "iou": "IoU",
-    "dice": "Dice",
-}
 
 
 def report(
@@ -127,7 +113,7 @@ def _score_rows(summaries: Mapping[str, Mapping[str, Any]]) -> list[list[object]
     columns = summaries.values()
     rows: list[list[object]] = [["images scored", *(summary["count"] for summary in columns)]]
     rows += [
-        [title, *(_with_half_interval(summary, measure) for summary in columns)] for measure, title in _TITLES.items()
+        [title, *(_with_half_interval(summary, measure) for summary in columns)] for measure, title in NAMES.items()
     ]
     for part, shown in (("groups", "IoU, {}"), ("sizes", "IoU, {} object")):
         names = dict.fromkeys(name for summary in columns for name in summary.get(part, {}))
@@ -158,7 +144,7 @@ def _print_differences(
 ) -> None:
     rows = [
         [title, *(difference_cell(one[measure]) for one in differences.values())]
-        for measure, title in _TITLES.items()
+        for measure, title in NAMES.items()
         if all(measure in one for one in differences.values())
     ]
     console.table(f"{dataset}: difference from {first}", ["", *differences], rows)
