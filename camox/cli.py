@@ -371,7 +371,7 @@ def report(
 
 @app.command(epilog="Example: `camox export runs/quickstart --format onnx --out model.onnx`")
 def export(
-    model: _Model,
+    model: Annotated[Path, typer.Argument(metavar="CHECKPOINT_OR_RUN", help="A checkpoint, or a run's folder.")],
     format: Annotated[
         ExportFormat,
         typer.Option(
