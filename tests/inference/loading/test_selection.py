@@ -1,5 +1,6 @@
 """Selection on test images: found by the folders, refused where it is not declared, and labelled where it is."""
 
+import io
 import json
 
 import numpy as np
@@ -126,8 +127,10 @@ def test_every_file_of_scores_says_that_selection_was_on_test_images(override, r
 
     source = '[{ synthetic = "habitats", count = 3, size = 64, seed = 7 }]'
     override(f"data.val={source}", f"data.test={source}", "data.val_fraction=0.0", "validation.select_on_test=true")
-    document = evaluate(run_folder, workers=0, out=tmp_path / "scores", console=Console(active=False))
+    said = io.StringIO()
+    document = evaluate(run_folder, workers=0, out=tmp_path / "scores", console=Console(stream=said, width=200))
     name = "habitats (test images, selected on)"
+    assert f"{name}: the checkpoint was selected on these test images" in said.getvalue()
     assert list(document["datasets"]) == [name]
     assert document["protocol"]["data"][name]["used_for"] == "selection on test images"
     stored = json.loads((tmp_path / "scores" / "measures.json").read_text())
