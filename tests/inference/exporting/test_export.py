@@ -26,7 +26,7 @@ from camox.inference.loading.loaded_model import load_model
 from camox.models.camoxpert import CamoXpert
 from tests.inference.conftest import EXPERIMENT
 
-DOCS = Path(__file__).resolve().parents[2] / "docs" / "export.md"
+DOCS = Path(__file__).resolve().parents[3] / "docs" / "export.md"
 SHAPES = [(1, 64, 64), (2, 33, 97), (5, 128, 40), (1, 31, 200), (3, 70, 101), (2, 1, 1)]
 FACTS = Facts(64, 0.5, "", "run/epoch_0001", "raw", "", 1, 1, "iou", "nothing", "0")
 SMALL = {"backbone": "resnet10t", "width": 8, "scales": (32,), "experts": ("attention", "frequency", "contrast")}
