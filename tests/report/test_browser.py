@@ -38,7 +38,10 @@ async function look() {
   routers.click();
   await wait(() => page.defaultView.scrollY > 500);
   await wait(() => routers.getAttribute("aria-current"));
-  const section = page.getElementById("routers").getBoundingClientRect();
+  const place = () => page.getElementById("routers").getBoundingClientRect();
+  let last = NaN;  // what is drawn on the way moves what is below it: look once nothing moves any more
+  await wait(() => { const still = last === place().top; last = place().top; return still; });
+  const section = place();
   const moved = {
     bar: bar.getBoundingClientRect().top, height: bar.getBoundingClientRect().height, top: section.top,
     open: toc.classList.contains("open"), button: contents.textContent.trim(),
