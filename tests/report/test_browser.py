@@ -25,7 +25,16 @@ async function look() {
   const root = frame.contentDocument && frame.contentDocument.documentElement;
   if (!root || !root.dataset.drawn) return setTimeout(look, 100);
   const page = frame.contentDocument;
-  const wait = async until => { while (!until()) await new Promise(done => setTimeout(done, 50)); };
+  // The browser's time is not real and would be over before the first frame, in which pages scroll; a file that is
+  // read takes time of its own.
+  const wait = async until => {
+    while (!until()) await new Promise(done => {
+      const file = new XMLHttpRequest();
+      file.onloadend = () => setTimeout(done, 50);
+      file.open("GET", location.href);
+      file.send();
+    });
+  };
   const facts = [...page.querySelector(".facts") ? page.querySelectorAll("section > .facts .fact") : []];
   const bar = page.querySelector(".bar"), contents = page.getElementById("contents"), toc = page.getElementById("toc");
   const folded = page.querySelectorAll("details:not([open])").length;
